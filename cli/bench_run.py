@@ -1,0 +1,176 @@
+"""What ``gyges bench run`` does: trace -> engine -> replay -> result folder -> table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cli.live import LiveSnapshot, LiveView
+from cli.render import render_summary
+from gyges.config import EngineConfig, available_cores, format_bytes, format_instances
+from gyges.core import Request, SamplingParams
+from gyges.engine.engine import Engine
+from gyges.engine.replay import Progress, Replayer, TimedRequest
+from gyges.metrics.results import ResultFolder
+from gyges.metrics.slo import parse_slo
+from gyges.metrics.summary import summarize
+from workloads.load import load_trace
+from workloads.options import TraceOptions
+from workloads.prompts import prompt_tokens
+from workloads.schema import Trace
+
+
+def timed_requests(trace: Trace, vocab_size: int, seed: int) -> list[TimedRequest]:
+    """The trace's requests with seeded random prompts; each runs to the trace's output length."""
+    return [
+        TimedRequest(
+            item.arrival_s,
+            Request(
+                f"r{index}",
+                prompt_tokens(item, index, vocab_size, seed),
+                SamplingParams(max_tokens=item.output_tokens, ignore_eos=True),
+            ),
+        )
+        for index, item in enumerate(trace.requests)
+    ]
+
+
+def bench_run(
+    console: Console,
+    *,
+    config: EngineConfig,
+    trace_spec: str,
+    trace_options: TraceOptions,
+    scheduler: str,
+    mode: str,
+    users: int,
+    slo: str | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Runs to the end, an interruption, or a failure of the engine; what there is by then is in the folder.
+
+    Returns summary.json's fields plus ``state``, ``reason``, ``folder`` and ``plots``.
+    """
+    limits = parse_slo(slo) if slo else None
+    trace = load_trace(trace_spec, trace_options)
+    engine = Engine(config, scheduler)
+    items = timed_requests(trace, engine.geometry.vocab_size, trace_options.seed)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", trace.name)[:40].strip("-") or "run"
+    folder = ResultFolder.create(
+        out,
+        "run",
+        name=name,
+        configuration={"engine": config.to_dict(), "scheduler": scheduler, "mode": mode, "users": users, "slo": slo},
+        seed=trace_options.seed,
+        trace=trace.manifest(),
+        trace_sha256=trace.content_sha256,
+    )
+    with folder:
+        console.print(
+            f"{config.model} on {format_instances(config.instances)}, {format_bytes(config.device_memory)} a device, "
+            f"{config.layout}; {len(items):,} requests of {trace.name}; starting {config.num_devices} workers …",
+            highlight=False,
+        )
+        with engine:
+            folder.update_manifest(engine=engine_facts(engine))
+            with LiveView(console, len(items), title=trace.name) as view:
+                rates = _Rate()
+
+                def tick(progress: Progress) -> None:
+                    tokens = sum(sample.output_tokens for sample in progress.instances)
+                    view.update(
+                        LiveSnapshot(
+                            elapsed_s=progress.elapsed_s,
+                            sent=progress.sent,
+                            finished=progress.completed,
+                            failed=progress.failed,
+                            rejected=progress.rejected,
+                            instances=progress.instances,
+                            output_tokens_per_s=rates.update(progress.elapsed_s, tokens),
+                        )
+                    )
+                    folder.checkpoint(replayer.finished, replayer.samples)
+
+                replayer = Replayer(engine, items, mode=mode, users=users, on_tick=tick)
+                result = replayer.run()
+            overhead = engine.controller_overhead_s()
+        summary = summarize(
+            result.records,
+            result.samples,
+            slo=limits,
+            replay_mode=mode,
+            duration_s=result.duration_s,
+            partial=result.state != "complete",
+            notes=_notes(config),
+        )
+        summary["controller"] = {"overhead_per_step_s": overhead}
+        folder.save(result.records, result.samples, (), summary)
+        folder.finish(result.state, result.reason)
+        from gyges.metrics.plots import write_plots
+
+        plots = write_plots(folder.plots, result.records, result.samples, (), slo=limits)
+    render_summary(console, summary, title=f"{trace.name} on {config.model}, {format_instances(config.instances)}")
+    if result.reason:
+        console.print(f"[bold red]{result.state}[/]: {result.reason}", highlight=False)
+    console.print(f"results: {folder.path}", soft_wrap=True, highlight=False)
+    console.print(f"plots:   {folder.plots}", soft_wrap=True, highlight=False)
+    return {
+        **summary,
+        "state": result.state,
+        "reason": result.reason,
+        "folder": str(folder.path),
+        "plots": [str(path) for path in plots],
+    }
+
+
+def engine_facts(engine: Engine) -> dict[str, Any]:
+    """What the engine came to, for the manifest: sizes in tokens, blocks, pages, bytes; times in seconds."""
+    return {
+        "model": engine.model.name,
+        "revision": engine.model.revision,
+        "dtype": engine.dtype,
+        "block_size": engine.placement.block_size,
+        "shards": {"kv": engine.placement.shards.kv, "ffn": engine.placement.shards.ffn},
+        "threads_per_worker": engine.config.worker_threads,
+        "start_s": engine.start_s,
+        "instances": [
+            {
+                "degree": p.degree,
+                "devices": list(p.members),
+                "kv_tokens": p.max_tokens,
+                "weight_pages": p.weight_pages,
+                "kv_pages": p.kv_pages,
+            }
+            for p in engine.placement.instances
+        ],
+        "workers": [
+            {"worker": r.worker, "load_s": r.load_s, "rss_bytes": r.rss_bytes, "free_pages": r.free_pages}
+            for r in engine.ready
+        ],
+    }
+
+
+def _notes(config: EngineConfig) -> list[str]:
+    cores = available_cores()
+    if config.num_devices <= cores:
+        return []
+    return [
+        f"{config.num_devices} CPU devices share {cores} cores: compare policies by what they decide, not by throughput"
+    ]
+
+
+class _Rate:
+    """Tokens per second over the last two seconds or so."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, int]] = []
+
+    def update(self, now: float, tokens: int) -> float:
+        self._points.append((now, tokens))
+        while len(self._points) > 2 and now - self._points[0][0] > 2.0:
+            self._points.pop(0)
+        (t0, n0), (t1, n1) = self._points[0], self._points[-1]
+        return (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0

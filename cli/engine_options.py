@@ -1,0 +1,89 @@
+"""The options of an engine, once, for every command that starts one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gyges.config import EngineConfig, parse_bytes, parse_instances
+from gyges.errors import UserError
+
+_MODEL, _HOST, _TOGGLES, _BATCH = "Model", "Devices", "Memory layout (each on its own)", "Batching"
+
+
+def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, help=help, **more)
+
+
+def build_engine_config(
+    *,
+    model: Annotated[
+        str, _option("--model", panel=_MODEL, help="Preset (tiny, small), checkpoint folder, or hub id owner/name.")
+    ] = "tiny",
+    model_revision: Annotated[str | None, _option("--model-revision", panel=_MODEL, help="Of a hub id.")] = None,
+    dtype: Annotated[str, _option("--dtype", panel=_MODEL, help="auto (the checkpoint's), float32 or bfloat16.")] = "auto",
+    model_seed: Annotated[int, _option("--model-seed", panel=_MODEL, help="Seed of a preset's random weights.")] = 0,
+    devices: Annotated[
+        int | None, _option("--devices", panel=_HOST, min=1, help="That many TP1 instances. [default: 4]")
+    ] = None,
+    instances: Annotated[
+        str | None, _option("--instances", panel=_HOST, metavar="tp1,tp1,tp2", help="TP degree of each instance.")
+    ] = None,
+    tp_degrees: Annotated[
+        str | None,
+        _option("--tp-degrees", panel=_HOST, metavar="1,2,4", help="Degrees the host may take; sets the shards."),
+    ] = None,
+    device_memory: Annotated[
+        str, _option("--device-memory", panel=_HOST, metavar="SIZE", help="Budget of each device: weights and KV.")
+    ] = "64MiB",
+    page_size: Annotated[
+        str, _option("--page-size", panel=_HOST, metavar="SIZE", help="Physical page (CUDA's is 2MiB).")
+    ] = "64KiB",
+    threads: Annotated[int, _option("--threads", panel=_HOST, help="Per device; 0 shares the cores evenly.")] = 0,
+    layout: Annotated[
+        str,
+        _option("--layout", panel=_TOGGLES, help="KV layout: token-first, page-friendly, header-centric, shard-pages."),
+    ] = "shard-pages",
+    padding: Annotated[
+        bool, _option("--padding/--no-padding", panel=_TOGGLES, help="FFN shards start and end on a page.")
+    ] = True,
+    block_size: Annotated[
+        int, _option("--block-size", panel=_TOGGLES, help="Tokens per KV block; 0: the layout's choice.")
+    ] = 0,
+    max_batch_tokens: Annotated[
+        int, _option("--max-batch-tokens", panel=_BATCH, help="Token budget of a step (chunked prefill).")
+    ] = 256,
+    max_seqs: Annotated[int, _option("--max-seqs", panel=_BATCH, help="Sequences of a step.")] = 64,
+    max_model_len: Annotated[
+        int, _option("--max-model-len", panel=_BATCH, help="Longest prompt + output; 0: what the model and memory allow.")
+    ] = 0,
+) -> EngineConfig:
+    """Raises UserError for what cannot be read or cannot go together."""
+    if devices is not None and instances is not None:
+        degrees = parse_instances(instances)
+        if sum(degrees) != devices:
+            raise UserError(f"--instances {instances} takes {sum(degrees)} devices, --devices says {devices}; give one")
+    else:
+        degrees = parse_instances(instances) if instances else (1,) * (devices or 4)
+    try:
+        candidates = tuple(int(d) for d in tp_degrees.split(",")) if tp_degrees else ()
+    except ValueError:
+        raise UserError(f"cannot read --tp-degrees {tp_degrees!r}; write for example 1,2,4") from None
+    return EngineConfig(
+        model=model,
+        revision=model_revision,
+        dtype=dtype,
+        seed=model_seed,
+        instances=degrees,
+        tp_degrees=candidates,
+        device_memory=parse_bytes(device_memory),
+        page_bytes=parse_bytes(page_size),
+        layout=layout,
+        padding=padding,
+        block_size=block_size,
+        max_batch_tokens=max_batch_tokens,
+        max_seqs=max_seqs,
+        max_context=max_model_len,
+        threads=threads,
+    )

@@ -1,0 +1,225 @@
+"""An instance as the controller holds it: its batcher, its workers, and at most one step under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from gyges.core import FinishReason, Request, RequestOutput
+from gyges.engine.messages import NewSequence, Step, StepDone, encode, pack_tokens
+from gyges.engine.placement import InstancePlacement
+from gyges.engine.process import WorkerProcess
+from gyges.kv_cache.blocks import BlockAllocator
+from gyges.scheduling.batching import Batcher, BatchLimits, BatchPlan, Sequence
+from gyges.scheduling.routing import InstanceView
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """A request that the engine has taken and not yet ended."""
+
+    request: Request
+    sequence: Sequence
+    slot: int
+    deliver: Callable[[RequestOutput], None]  # called on the controller's thread
+    submitted_s: float
+    scheduled_s: float | None = None
+    tokens: list[int] = field(default_factory=list)
+    token_times: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """What can be seen from outside at one moment; counts are cumulative."""
+
+    name: str
+    degree: int
+    devices: tuple[int, ...]
+    running: int
+    waiting: int
+    kv_used_blocks: int
+    kv_total_blocks: int
+    output_tokens: int
+    prompt_tokens: int
+    preemptions: int
+    steps: int
+
+
+class Instance:
+    """Composes batching (what to compute) with the workers (who computes it). Driven by the controller's loop alone."""
+
+    def __init__(
+        self,
+        name: str,
+        placement: InstancePlacement,
+        workers: tuple[WorkerProcess, ...],
+        limits: BatchLimits,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self.name, self.placement, self.workers, self.limits = name, placement, workers, limits
+        self.eos = frozenset(eos_token_ids)
+        self.batcher = Batcher(limits, BlockAllocator(placement.blocks))
+        self.live: dict[Sequence, LiveRequest] = {}
+        self.plan: BatchPlan | None = None
+        self.step = 0
+        self.step_started_s = 0.0
+        self._dropped: list[int] = []
+        self._sampled: list[tuple[int, int, int]] = []
+        self.output_tokens = self.prompt_tokens = self.preemptions = 0
+        self.compute_s = self.step_s = 0.0
+
+    @property
+    def degree(self) -> int:
+        return self.placement.degree
+
+    @property
+    def rank0(self) -> WorkerProcess:
+        return self.workers[0]
+
+    def view(self) -> InstanceView:
+        batcher = self.batcher
+        return InstanceView(
+            name=self.name,
+            degree=self.degree,
+            max_tokens=self.placement.max_tokens,
+            free_tokens=batcher.allocator.num_free * self.limits.block_size,
+            running=len(batcher.running),
+            waiting=len(batcher.waiting),
+            remaining_tokens=batcher.remaining_tokens,
+        )
+
+    def status(self) -> InstanceStatus:
+        """Safe to call from any thread: it only reads lengths and numbers."""
+        batcher = self.batcher
+        return InstanceStatus(
+            name=self.name,
+            degree=self.degree,
+            devices=self.placement.members,
+            running=len(batcher.running),
+            waiting=len(batcher.waiting),
+            kv_used_blocks=batcher.allocator.num_held,
+            kv_total_blocks=batcher.allocator.total,
+            output_tokens=self.output_tokens,
+            prompt_tokens=self.prompt_tokens,
+            preemptions=self.preemptions,
+            steps=self.step,
+        )
+
+    def add(self, live: LiveRequest) -> None:
+        self.live[live.sequence] = live
+        self.batcher.add(live.sequence)
+
+    def drop(self, live: LiveRequest) -> None:
+        """Takes a request out. Not while a step is under way."""
+        assert self.plan is None, "a request leaves between steps"
+        if live.sequence in self.batcher.running:
+            self._dropped.append(live.slot)
+        self.batcher.finish(live.sequence)
+        del self.live[live.sequence]
+
+    def launch(self, now: float) -> bool:
+        """Starts the next step if there is one and none is under way."""
+        if self.plan is not None:
+            return False
+        plan = self.batcher.schedule()
+        if plan is None:
+            return False
+        self.plan, self.step, self.step_started_s = plan, self.step + 1, now
+        self.preemptions += len(plan.preempted)
+        for sequence in plan.admitted:
+            live = self.live[sequence]
+            if live.scheduled_s is None:
+                live.scheduled_s = now
+        gone = self._dropped + [self.live[s].slot for s in plan.preempted]
+        message = Step(
+            step=self.step,
+            rows=[(self.live[r.sequence].slot, r.start, r.count, r.samples) for r in plan.rows],
+            new=[self._new_sequence(self.live[s]) for s in plan.admitted],
+            extended=[(self.live[s].slot, blocks) for s, blocks in plan.extended],
+            dropped=gone,
+            sampled=[entry for entry in self._sampled if entry[0] not in gone] if self.degree > 1 else [],
+        )
+        self._dropped, self._sampled = [], []
+        data = encode(message)
+        for worker in self.workers:
+            worker.send_bytes(data)
+        return True
+
+    @staticmethod
+    def _new_sequence(live: LiveRequest) -> NewSequence:
+        request, sampling = live.request, live.request.sampling
+        return NewSequence(
+            slot=live.slot,
+            tokens=pack_tokens([*request.prompt, *live.tokens]),
+            prompt_tokens=len(request.prompt),
+            max_length=live.sequence.max_length,
+            blocks=live.sequence.blocks,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=seed_of(request),
+        )
+
+    def complete(self, done: StepDone, now: float) -> list[tuple[LiveRequest, RequestOutput]]:
+        """Takes a step's tokens in; returns what is new for each request, its end included."""
+        plan, self.plan = self.plan, None
+        assert plan is not None, f"{self.name} answered a step that was not asked for"
+        assert done.step == self.step, f"{self.name} answered step {done.step}, expected {self.step}"
+        self.compute_s += done.compute_s
+        self.step_s += now - self.step_started_s
+        for row in plan.rows:
+            self.prompt_tokens += max(0, min(row.start + row.count, row.sequence.prompt_tokens) - row.start)
+        news = []
+        for sequence, token in zip(self.batcher.advance(plan), done.tokens, strict=True):
+            live = self.live[sequence]
+            self._sampled.append((live.slot, sequence.known - 1, token))
+            live.tokens.append(token)
+            live.token_times.append(now)
+            self.output_tokens += 1
+            output = RequestOutput(live.request.request_id, [token], [now])
+            reason = self._finished(live, token)
+            if reason is not None:
+                self.drop(live)
+                output = final_output(live, reason, now, self.name, output)
+            news.append((live, output))
+        return news
+
+    def _finished(self, live: LiveRequest, token: int) -> FinishReason | None:
+        sampling = live.request.sampling
+        if not sampling.ignore_eos and (token in self.eos or token in sampling.stop_token_ids):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(live.tokens) >= sampling.max_tokens else None
+
+
+def seed_of(request: Request) -> int:
+    """The request's seed, or one drawn from its id, so that a replay repeats itself."""
+    if request.sampling.seed is not None:
+        return request.sampling.seed
+    return int.from_bytes(blake2b(request.request_id.encode(), digest_size=7).digest(), "little")
+
+
+def final_output(
+    live: LiveRequest,
+    reason: FinishReason,
+    now: float,
+    instance: str | None,
+    news: RequestOutput | None = None,
+    error: str | None = None,
+) -> RequestOutput:
+    """The last thing said of a request; carries the tokens of ``news`` if there are any."""
+    live.finish_reason = reason
+    return RequestOutput(
+        request_id=live.request.request_id,
+        token_ids=news.token_ids if news else [],
+        token_times=news.token_times if news else [],
+        finish_reason=reason,
+        error=error,
+        prompt_tokens=len(live.request.prompt),
+        submitted_s=live.submitted_s,
+        scheduled_s=live.scheduled_s,
+        finished_s=now,
+        instance=instance,
+        preemptions=live.sequence.preemptions,
+    )

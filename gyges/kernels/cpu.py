@@ -1,0 +1,218 @@
+"""CPU kernels in numba: rotary embedding fused with the KV write, paged decode attention, and the gather for prefill.
+
+The cache is passed as a flat array over the whole address range, float32, or uint16 holding bfloat16 bits (numpy has no
+bfloat16). Kernels run without the GIL; :func:`over_threads` splits the rows of one call over the worker's threads, since
+a second OpenMP pool beside torch's would make the two spin against each other.
+
+Compiled once per machine into numba's cache; a lock around the first call keeps workers from compiling the same thing at
+the same time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+_JIT: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
+
+
+def _load(value: Any) -> float:  # pragma: no cover - replaced by the overload
+    raise AssertionError("compiled code only")
+
+
+def _store(array: Any, index: int, value: float) -> None:  # pragma: no cover
+    raise AssertionError("compiled code only")
+
+
+# numba compares the argument lists of these two, annotations included: so there are none.
+@overload(_load, inline="always")
+def _load_overload(value):  # type: ignore[no-untyped-def]
+    if value == types.uint16:
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return lambda value: value
+
+
+@overload(_store, inline="always")
+def _store_overload(array, index, value):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16:
+
+        def store_bf16(array, index, value):  # type: ignore[no-untyped-def]
+            bits = np.float32(value).view(np.uint32)
+            # Round to nearest even, as hardware and torch do.
+            rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            array[index] = np.uint16(rounded >> np.uint32(16))
+
+        return store_bf16
+
+    def store(array, index, value):  # type: ignore[no-untyped-def]
+        array[index] = value
+
+    return store
+
+
+@numba.njit(**_JIT)
+def _rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride, lo, hi):  # type: ignore[no-untyped-def]
+    # q [N, H, D] and kv [N, S, 2, P, D] float32. Rotates q in place; writes rotated k, and v, to the cache.
+    heads, dim = q.shape[1], q.shape[2]
+    per_shard = kv.shape[3]
+    half = dim // 2
+    for n in range(lo, hi):
+        c = cos[positions[n]]
+        s = sin[positions[n]]
+        for h in range(heads):
+            row = q[n, h]
+            for d in range(half):
+                a = row[d]
+                b = row[d + half]
+                row[d] = a * c[d] - b * s[d]
+                row[d + half] = b * c[d] + a * s[d]
+        for h in range(kv.shape[1] * per_shard):
+            at = base + slots[n] + head_offsets[h]
+            k_out = cache[at : at + dim]
+            v_out = cache[at + kv_stride : at + kv_stride + dim]
+            k = kv[n, h // per_shard, 0, h % per_shard]
+            v = kv[n, h // per_shard, 1, h % per_shard]
+            for d in range(half):
+                _store(k_out, d, k[d] * c[d] - k[d + half] * s[d])
+                _store(k_out, d + half, k[d + half] * c[d] + k[d] * s[d])
+            for d in range(dim):
+                _store(v_out, d, v[d])
+
+
+@numba.njit(**_JIT)
+def _decode(q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, scale, out, lo, hi):  # type: ignore[no-untyped-def]
+    # q and out [B, Hk, G, D] float32; tables [B, max blocks] element offsets; rows lo..hi of the B x Hk grid.
+    # Online softmax block by block (FlashAttention): scores never leave a [G, block_size] scratch.
+    kv_heads, group, dim = q.shape[1], q.shape[2], q.shape[3]
+    acc = np.empty((group, dim), np.float32)
+    peak = np.empty(group, np.float32)
+    total = np.empty(group, np.float32)
+    scores = np.empty((group, block_size), np.float32)
+    for i in range(lo, hi):
+        b = i // kv_heads
+        h = i % kv_heads
+        n = lengths[b]
+        acc[:] = 0
+        peak[:] = -np.inf
+        total[:] = 0
+        queries = q[b, h]
+        for j in range((n + block_size - 1) // block_size):
+            at = base + tables[b, j] + head_offsets[h]
+            count = min(block_size, n - j * block_size)
+            for t in range(count):
+                k = cache[at + t * token_stride : at + t * token_stride + dim]
+                for g in range(group):
+                    query = queries[g]
+                    dot = np.float32(0)
+                    for d in range(dim):
+                        dot += query[d] * _load(k[d])
+                    scores[g, t] = dot * scale
+            for g in range(group):
+                row = scores[g]
+                high = peak[g]
+                for t in range(count):
+                    high = max(high, row[t])
+                if high > peak[g]:
+                    shrink = np.exp(peak[g] - high)
+                    peak[g] = high
+                    total[g] *= shrink
+                    a = acc[g]
+                    for d in range(dim):
+                        a[d] *= shrink
+                for t in range(count):
+                    weight = np.exp(row[t] - high)
+                    row[t] = weight
+                    total[g] += weight
+            for t in range(count):
+                v = cache[at + kv_stride + t * token_stride : at + kv_stride + t * token_stride + dim]
+                for g in range(group):
+                    weight = scores[g, t]
+                    a = acc[g]
+                    for d in range(dim):
+                        a[d] += weight * _load(v[d])
+        for g in range(group):
+            inverse = np.float32(1) / total[g]
+            for d in range(dim):
+                out[b, h, g, d] = acc[g, d] * inverse
+
+
+@numba.njit(**_JIT)
+def _gather(cache, base, table, length, head_offsets, kv_stride, token_stride, block_size, out, lo, hi):  # type: ignore[no-untyped-def]
+    # out [2, Hk, length, D] in the cache's dtype; rows lo..hi of the 2 x Hk grid.
+    kv_heads, dim = out.shape[1], out.shape[3]
+    for i in range(lo, hi):
+        kv = i // kv_heads
+        h = i % kv_heads
+        for t in range(length):
+            at = base + table[t // block_size] + head_offsets[h] + kv * kv_stride + (t % block_size) * token_stride
+            src = cache[at : at + dim]
+            dst = out[kv, h, t]
+            for d in range(dim):
+                dst[d] = src[d]
+
+
+_pool: ThreadPoolExecutor | None = None
+_threads = 1
+_compiled: set[tuple[object, ...]] = set()
+# Below this many cache elements per thread, handing work over costs more than it saves.
+_MIN_WORK = 1 << 16
+
+
+def set_threads(count: int) -> None:
+    """Threads that one kernel call may use, the caller's included. Call once, at worker start."""
+    global _pool, _threads
+    _threads = max(1, count)
+    _pool = ThreadPoolExecutor(_threads - 1, thread_name_prefix="gyges-kernel") if _threads > 1 else None
+
+
+def over_threads(kernel: Callable[..., None], args: tuple[Any, ...], rows: int, work: int) -> None:
+    """Runs ``kernel(*args, lo, hi)`` over ``rows`` rows in even pieces; ``work``: cache elements read in all."""
+    _compile_alone(kernel, args)
+    pieces = min(_threads, rows, work // _MIN_WORK)
+    if pieces <= 1 or _pool is None:
+        kernel(*args, 0, rows)
+        return
+    cuts = [rows * i // pieces for i in range(pieces + 1)]
+    waiting = [_pool.submit(kernel, *args, cuts[i], cuts[i + 1]) for i in range(1, pieces)]
+    kernel(*args, 0, cuts[1])
+    for future in waiting:
+        future.result()
+
+
+def _compile_alone(kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
+    key = (kernel, *(getattr(a, "dtype", type(a)) for a in args))
+    if key in _compiled:
+        return
+    fd = os.open(__file__, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        kernel(*args, 0, 0)
+    finally:
+        os.close(fd)
+    _compiled.add(key)
+
+
+def rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride) -> None:  # type: ignore[no-untyped-def]
+    """q [N, H, D], kv [N, S, 2, P, D] (S shards of P KV heads) float32 arrays; slots [N] element offsets of each token's place in a block."""
+    args = (q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride)
+    over_threads(_rope_write, args, len(positions), q.size + kv.size)
+
+
+def decode_attention(q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, scale, out):  # type: ignore[no-untyped-def]
+    """One query token per row against its whole context; returns nothing, fills ``out`` [B, Hk, G, D]."""
+    args = (q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, np.float32(scale), out)
+    over_threads(_decode, args, q.shape[0] * q.shape[1], 2 * int(lengths.sum()) * q.shape[1] * q.shape[3])
+
+
+def gather_context(cache, base, table, length, head_offsets, kv_stride, token_stride, block_size, out) -> None:  # type: ignore[no-untyped-def]
+    """Copies K and V of one request's first ``length`` tokens to contiguous ``out`` [2, Hk, length, D]."""
+    args = (cache, base, table, length, head_offsets, kv_stride, token_stride, block_size, out)
+    over_threads(_gather, args, 2 * out.shape[1], out.size)

@@ -1,0 +1,69 @@
+"""The contract of device memory: one pool of physical pages, address ranges, and mapping between them.
+
+Who calls it: a worker, for its own device, from one thread. Weights and KV cache draw on the same pool. An address range
+is reserved once and costs nothing; a page is in exactly one place: free, or mapped at one slot of one range. After
+``unmap`` the old address faults; after ``map`` the slot holds whatever the page last held (pages are recycled, not
+cleared). Both backends (CPU: memfd + mmap; CUDA: VMM) pass tests/memory/test_pool_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from gyges.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class OutOfPages(UserError):  # noqa: N818 - reads as what happened
+    """More pages were asked for than the device's budget has free."""
+
+
+class AddressRange(Protocol):
+    """``num_pages`` slots of contiguous addresses, named after its use ("weights", "kv")."""
+
+    name: str
+    num_pages: int
+    address: int
+
+    def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset_bytes: int = 0) -> torch.Tensor:
+        """A contiguous view (no copy) that starts ``offset_bytes`` into the range. Touch only what is mapped."""
+        ...
+
+
+class PagePool(Protocol):
+    page_bytes: int
+    capacity: int
+
+    @property
+    def free_pages(self) -> int: ...
+
+    def reserve(self, name: str, num_pages: int) -> AddressRange:
+        """Addresses for ``num_pages`` pages; maps nothing."""
+        ...
+
+    def map(self, where: AddressRange, slots: Sequence[int]) -> None:
+        """Puts a free page at each slot. Raises OutOfPages (and maps nothing) if there are too few."""
+        ...
+
+    def unmap(self, where: AddressRange, slots: Sequence[int]) -> None:
+        """Takes the pages at these slots back into the free list."""
+        ...
+
+    def mapped_pages(self, name: str) -> int:
+        """Pages mapped into ranges of this name."""
+        ...
+
+    def check(self) -> None:
+        """``free + mapped == capacity`` and no page twice. Cheap enough for every step boundary."""
+        ...
+
+    def export_fd(self) -> int:
+        """A descriptor through which a peer process can map the same physical pages; page i is at i x page_bytes."""
+        ...
+
+    def close(self) -> None:
+        """Unmaps everything and gives the memory back. Idempotent."""
+        ...

@@ -1,0 +1,99 @@
+"""What a run records: one record per request, samples of each instance over time, and transformations.
+
+Every time is seconds from the run's start; lengths are tokens; KV sizes are blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["completed", "failed", "rejected", "partial"]
+STATUSES: tuple[Status, ...] = ("completed", "failed", "rejected", "partial")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One offered request, from its scheduled arrival to its end.
+
+    scheduled_s: when the trace (or arrival process) wanted it sent.   sent_s: when the client sent it; None: never.
+    first_scheduled_s: when any of it was first put in a batch.
+    token_times: when the engine had each output token; empty where only deliveries can be seen.
+    chunk_times: when each delivery reached the client; one delivery may hold several tokens.
+    output_tokens: generated.   target_output_tokens: wanted (the trace's output length, or max_tokens).
+    status: "partial" means that the run ended before the request did.   reason: why it failed or was rejected.
+    """
+
+    request_id: str
+    scheduled_s: float
+    sent_s: float | None = None
+    first_scheduled_s: float | None = None
+    token_times: list[float] = field(default_factory=list)
+    chunk_times: list[float] = field(default_factory=list)
+    end_s: float | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    target_output_tokens: int = 0
+    status: Status = "partial"
+    reason: str | None = None
+    instance: str | None = None
+    preemptions: int = 0
+
+    @property
+    def first_token_s(self) -> float | None:
+        """When the first output token existed; where token times are unknown, when the first delivery arrived."""
+        if len(self.token_times):
+            return self.token_times[0]
+        return self.chunk_times[0] if len(self.chunk_times) else None
+
+    @property
+    def last_seen_s(self) -> float:
+        """The end, or for a request that never ended the last moment it was heard of."""
+        if self.end_s is not None:
+            return self.end_s
+        seen = [self.scheduled_s]
+        seen += [moment for moment in (self.sent_s, self.first_scheduled_s) if moment is not None]
+        seen += [times[-1] for times in (self.token_times, self.chunk_times) if len(times)]
+        return max(seen)
+
+
+@dataclass(slots=True)
+class TimelineSample:
+    """One instance at one moment. An instance is over once a sample of another instance names one of its devices.
+
+    output_tokens, prompt_tokens (computed, not merely received) and preemptions are cumulative over an instance's life.
+    """
+
+    t_s: float
+    instance: str
+    devices: tuple[int, ...]
+    tp: int
+    running: int
+    waiting: int
+    kv_used_blocks: int
+    kv_total_blocks: int
+    output_tokens: int = 0
+    prompt_tokens: int = 0
+    preemptions: int = 0
+
+    @property
+    def kv_use(self) -> float:
+        """Fraction of KV blocks in use, 0 to 1. Each device of the instance holds its shard of the same blocks."""
+        return self.kv_used_blocks / self.kv_total_blocks if self.kv_total_blocks else 0.0
+
+
+@dataclass(slots=True)
+class TransformationEvent:
+    """One merge or split that was carried out on ``devices``.
+
+    bytes_moved: between devices.   pause_s: longest time that any running request stood still for it.
+    cause: why the policy (or the person) wanted it.
+    """
+
+    kind: Literal["merge", "split"]
+    devices: tuple[int, ...]
+    start_s: float
+    end_s: float
+    bytes_moved: int = 0
+    pause_s: float = 0.0
+    cause: str = ""

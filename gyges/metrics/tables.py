@@ -1,0 +1,110 @@
+"""Records, samples and events as Parquet tables and back. pyarrow is imported where it is used.
+
+requests.parquet: the fields of RequestRecord, and ``ttft_s, tpot_s, e2e_s, queue_s`` derived from them (infinite where
+a request failed; null where undefined). timeline.parquet: samples and transformations in one schema; the column
+``row`` says which, and columns of the other kind are null. For a transformation ``t_s`` is its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gyges.metrics import definitions
+from gyges.metrics.atomic import write_bytes
+from gyges.metrics.records import RequestRecord, TimelineSample, TransformationEvent
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DERIVED = {
+    "ttft_s": definitions.ttft_s,
+    "tpot_s": definitions.tpot_s,
+    "e2e_s": definitions.e2e_s,
+    "queue_s": definitions.queue_s,
+}
+_REQUEST_FIELDS = [f.name for f in fields(RequestRecord)]
+_SAMPLE_FIELDS = [f.name for f in fields(TimelineSample)]
+_EVENT_FIELDS = [f.name for f in fields(TransformationEvent)]
+_TEXT = ("request_id", "status", "reason", "instance", "row", "kind", "cause")
+_INTEGERS = (
+    "prompt_tokens",
+    "output_tokens",
+    "target_output_tokens",
+    "preemptions",
+    "tp",
+    "running",
+    "waiting",
+    "kv_used_blocks",
+    "kv_total_blocks",
+    "bytes_moved",
+)
+
+
+def _schema(names: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    types = dict.fromkeys(names, pa.float64())
+    types.update({name: pa.string() for name in names if name in _TEXT})
+    types.update({name: pa.int64() for name in names if name in _INTEGERS})
+    types.update({name: pa.list_(pa.float64()) for name in names if name in ("token_times", "chunk_times")})
+    types.update({name: pa.list_(pa.int32()) for name in names if name == "devices"})
+    return pa.schema(list(types.items()))
+
+
+def request_table(records: Sequence[RequestRecord]) -> pa.Table:
+    """One row per request."""
+    import pyarrow as pa
+
+    columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in records] for name in _REQUEST_FIELDS}
+    columns.update({name: [figure(r) for r in records] for name, figure in _DERIVED.items()})
+    return pa.table(columns, schema=_schema(list(columns)))
+
+
+def timeline_table(samples: Sequence[TimelineSample], events: Sequence[TransformationEvent]) -> pa.Table:
+    """One row per sample and one per transformation."""
+    import pyarrow as pa
+
+    names = ["row", *_SAMPLE_FIELDS, "end_s", *(n for n in _EVENT_FIELDS if n not in ("devices", "start_s", "end_s"))]
+    rows = [{"row": "sample", **{name: getattr(s, name) for name in _SAMPLE_FIELDS}} for s in samples]
+    for event in events:
+        row = {name: getattr(event, name) for name in _EVENT_FIELDS}
+        rows.append({"row": "transformation", "t_s": row.pop("start_s"), **row})
+    return pa.table({name: [row.get(name) for row in rows] for name in names}, schema=_schema(names))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Atomically. Dictionaries only where text repeats: on times they cost and save nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    repeated = [name for name in table.column_names if name in _TEXT and name != "request_id"]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=repeated)
+    write_bytes(path, memoryview(sink.getvalue()))
+
+
+def read_requests(path: str | Path) -> list[RequestRecord]:
+    """The records of a requests.parquet."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=_REQUEST_FIELDS)
+    columns = (table.column(name).to_pylist() for name in _REQUEST_FIELDS)
+    return [RequestRecord(*values) for values in zip(*columns, strict=True)]
+
+
+def read_timeline(path: str | Path) -> tuple[list[TimelineSample], list[TransformationEvent]]:
+    """The samples and transformations of a timeline.parquet."""
+    import pyarrow.parquet as pq
+
+    samples, events = list[TimelineSample](), list[TransformationEvent]()
+    for row in pq.read_table(path).to_pylist():
+        row["devices"] = tuple(row["devices"])
+        if row["row"] == "sample":
+            samples.append(TimelineSample(**{name: row[name] for name in _SAMPLE_FIELDS}))
+        else:
+            row["start_s"] = row["t_s"]
+            events.append(TransformationEvent(**{name: row[name] for name in _EVENT_FIELDS}))
+    return samples, events

@@ -1,0 +1,70 @@
+"""Models that need no download: real architectures with seeded random weights, as Hugging Face config dicts.
+
+They are small enough for a laptop core and shaped so that every TP degree from 1 to 4 fits. transformers, vLLM and others
+load them too, once :func:`gyges.models.source.save_checkpoint` has written them to a folder. No torch here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gyges.registry import Registry
+
+PRESETS: Registry[dict[str, Any]] = Registry("model preset")
+
+# 2.5 M parameters, Llama 3 style: llama3 rope stretched 8x, grouped-query attention, an LM head of its own.
+PRESETS.add(
+    "tiny",
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 192,
+        "intermediate_size": 576,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "vocab_size": 2048,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 2048,
+        },
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    },
+)
+
+# 43.8 M parameters, Qwen2.5 style: biases on q, k and v, tied embeddings.
+PRESETS.add(
+    "small",
+    {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 512,
+        "intermediate_size": 1792,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 16384,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    },
+)

@@ -1,0 +1,121 @@
+"""Synthetic traces: rates, burstiness, lengths, and the same trace for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gyges.errors import UserError
+from workloads import TraceOptions, load_trace
+from workloads.stats import trace_stats
+from workloads.synthetic import MIXES, SHAPES
+from workloads.synthetic.lengths import parse_lengths
+
+LONG = "&duration=20000&prompt=10&output=1"
+
+
+def cv(spec: str) -> float:
+    return float(trace_stats(load_trace(spec))["gaps_s"]["cv"])
+
+
+@pytest.mark.parametrize("name", MIXES.names())
+def test_named_traces_are_deterministic_per_seed(name: str) -> None:
+    first, again, other = (load_trace(name, TraceOptions(seed=seed)) for seed in (1, 1, 2))
+    assert first.content_sha256 == again.content_sha256 != other.content_sha256
+    assert first.provenance.sha256 == again.provenance.sha256 != other.provenance.sha256
+    assert load_trace(f"synthetic:{name}", TraceOptions(seed=1)).content_sha256 == first.content_sha256
+
+
+def test_the_default_trace_never_changes_unnoticed() -> None:
+    """Results name this hash; a change of generator must raise GENERATOR_VERSION and be written down."""
+    assert load_trace("default").content_sha256[:16] == "29f20ae749fcc9bd"
+
+
+def test_the_default_trace_fits_the_tiny_preset() -> None:
+    stats = trace_stats(load_trace("default"))
+    assert stats["total_tokens"]["max"] <= 1100
+    assert stats["duration_s"] <= 40
+    assert stats["prompt_tokens"]["sum"] / 40 < 1000
+    assert stats["output_tokens"]["sum"] / 40 < 200
+    assert sum(request.prompt_tokens >= 700 for request in load_trace("default").requests) == 5
+
+
+def test_the_paper_mix_has_the_papers_rates() -> None:
+    requests = load_trace("synthetic:paper-mix?duration=36000").requests
+    short = sum(request.prompt_tokens == 1000 for request in requests)
+    long = sum(request.prompt_tokens == 50_000 for request in requests)
+    assert short + long == len(requests)
+    assert short / 600 == pytest.approx(60, rel=0.03)
+    assert long / 600 == pytest.approx(1, rel=0.15)
+
+
+def test_rates_and_burstiness_are_as_asked() -> None:
+    assert cv(f"synthetic:poisson?rate=2{LONG}") == pytest.approx(1, abs=0.03)
+    assert cv(f"synthetic:gamma?rate=2&cv=3{LONG}") == pytest.approx(3, rel=0.06)
+    assert cv(f"synthetic:gamma?rate=2&cv=0.5{LONG}") == pytest.approx(0.5, abs=0.03)
+    assert cv(f"synthetic:constant?rate=2{LONG}") == pytest.approx(0, abs=1e-6)
+    for shape in ("poisson", "gamma", "constant"):
+        trace = load_trace(f"synthetic:{shape}?rate=2{LONG}")
+        assert len(trace) / 20000 == pytest.approx(2, rel=0.05)
+
+
+def test_a_ramp_rises_and_bursts_stay_in_their_windows() -> None:
+    ramp = np.array([r.arrival_s for r in load_trace("synthetic:ramp?rate_start=0&rate_end=4&duration=2000").requests])
+    assert np.mean(ramp > 1000) == pytest.approx(0.75, abs=0.03)
+    bursts = load_trace("synthetic:on-off?rate=5&on=2&off=8&duration=500").requests
+    assert all(request.arrival_s % 10 < 2 for request in bursts)
+    assert len(bursts) == pytest.approx(500, rel=0.15)
+
+
+def test_parts_joined_by_plus_are_merged_by_time_and_do_not_disturb_each_other() -> None:
+    alone = load_trace("synthetic:poisson?rate=1&prompt=10&duration=50")
+    both = load_trace("synthetic:poisson?rate=1&prompt=10&duration=50+constant?rate=0.1&prompt=9000&duration=50")
+    assert [r for r in both.requests if r.prompt_tokens == 10] == list(alone.requests)
+    assert sum(r.prompt_tokens == 9000 for r in both.requests) == 5
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(SHAPES.names()),
+    st.floats(1, 60),
+    st.integers(0, 2**32),
+    st.sampled_from(["7", "uniform:3:90", "lognormal:50:1.5:2:400"]),
+)
+def test_any_shape_stays_inside_its_duration_and_lengths(shape: str, seconds: float, seed: int, lengths: str) -> None:
+    try:
+        trace = load_trace(f"synthetic:{shape}?prompt={lengths}&output=3&duration={seconds}", TraceOptions(seed=seed))
+    except UserError as error:
+        assert "makes no request" in str(error)
+        return
+    assert all(0 <= request.arrival_s < seconds for request in trace.requests)
+    assert all(2 <= request.prompt_tokens <= 400 for request in trace.requests)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "synthetic:poisson?rate=0",
+        "synthetic:poisson?rate=nan",
+        "synthetic:poisson?rate=x",
+        "synthetic:poisson?rate",
+        "synthetic:poisson?rate=1&rate=2",
+        "synthetic:poisson?prompt=0",
+        "synthetic:poisson?prompt=uniform:9:3",
+        "synthetic:poisson?prompt=gauss:1:2",
+        "synthetic:poisson?duration=-1",
+        "synthetic:poisson?rate=1e9&duration=1e9",
+        "synthetic:ramp?rate_start=0&rate_end=0",
+        "synthetic:diurnal?amplitude=2&prompt=1",
+        "default?rate=3",
+    ],
+)
+def test_bad_specs_are_user_errors(spec: str) -> None:
+    with pytest.raises(UserError):
+        load_trace(spec)
+
+
+@pytest.mark.parametrize("text", ["1000", "uniform:3:9", "lognormal:90:0.55:32:256"])
+def test_a_length_distribution_writes_the_spec_that_makes_it(text: str) -> None:
+    assert str(parse_lengths(text)) == text

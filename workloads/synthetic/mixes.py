@@ -1,0 +1,175 @@
+"""Streams of one kind of request, mixes of streams, and the mixes that have a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gyges.errors import UserError
+from gyges.registry import Registry
+from workloads.schema import Provenance, Trace, TraceRequest, sha256_json
+from workloads.synthetic.lengths import LengthDistribution, parse_lengths
+from workloads.synthetic.shapes import SHAPES, Shape
+
+# Bumped when the same parameters and seed would give other requests than before.
+GENERATOR_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Requests of one kind: when they come and how long they are."""
+
+    shape: Shape
+    prompt: LengthDistribution
+    output: LengthDistribution
+    duration_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        name = next(name for name, kind in SHAPES.items() if kind is type(self.shape))
+        return {
+            "shape": name,
+            **asdict(self.shape),
+            "prompt": str(self.prompt),
+            "output": str(self.output),
+            "duration": self.duration_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMix:
+    """A mix with a name: what it is for, its parameters with their defaults, and how they become streams."""
+
+    description: str
+    defaults: Mapping[str, float]
+    streams: Callable[[Mapping[str, float]], list[Stream]]
+
+
+MIXES: Registry[NamedMix] = Registry("synthetic trace")
+
+
+def generate(source: str, name: str, streams: list[Stream], seed: int) -> Trace:
+    """The streams' requests, merged by time. The same streams and seed give the same trace, on any machine."""
+    parameters = {"streams": [stream.to_json() for stream in streams], "seed": seed, "generator": GENERATOR_VERSION}
+    arrivals, prompts, outputs = [], [], []
+    for index, stream in enumerate(streams):
+        stream.shape.check(stream.duration_s)
+        rng = np.random.default_rng([seed, index])  # a stream does not depend on those beside it
+        times = stream.shape.arrivals(stream.duration_s, rng)
+        arrivals.append(times)
+        prompts.append(stream.prompt.draw(len(times), rng))
+        outputs.append(stream.output.draw(len(times), rng))
+    at = np.concatenate(arrivals)
+    if not len(at):
+        raise UserError(f"{source} makes no request with seed {seed}; raise the rate or the duration")
+    order = np.argsort(at, kind="stable")
+    columns = zip(
+        at[order].tolist(),
+        np.concatenate(prompts)[order].tolist(),
+        np.concatenate(outputs)[order].tolist(),
+        strict=True,
+    )
+    requests = tuple(TraceRequest(*row) for row in columns)
+    provenance = Provenance(
+        source=source,
+        format="synthetic",
+        sha256=sha256_json(parameters),
+        licence="none (generated)",
+        rows_read=len(requests),
+        details=parameters,
+    )
+    return Trace(name, requests, provenance)
+
+
+def poisson_arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """``count`` Poisson arrivals from 0 s on, for data that has lengths but no times."""
+    gaps = np.random.default_rng([seed, 0xA77]).exponential(1 / rate, count)
+    gaps[0] = 0.0
+    return [float(value) for value in np.cumsum(gaps)]
+
+
+def _stream(shape: str, prompt: str, output: str, duration_s: float, **parameters: float) -> Stream:
+    return Stream(SHAPES.get(shape)(**parameters), parse_lengths(prompt), parse_lengths(output), duration_s)
+
+
+def _default(p: Mapping[str, float]) -> list[Stream]:
+    # A tiny device at TP1 holds about 2k tokens of context; two cores prefill about 2,000 tokens/s and decode 400.
+    # This offers about a quarter of that, so that queues come from bursts and long prompts rather than from overload.
+    short = _stream("poisson", "lognormal:90:0.55:32:256", "lognormal:24:0.6:8:64", p["duration"], rate=p["short_rate"])
+    every = 1 / p["long_rate"]
+    long = _stream(
+        "constant",
+        "uniform:700:1000",
+        "32",
+        p["duration"],
+        rate=p["long_rate"],
+        start=min(every / 2, p["duration"] / 2),
+    )
+    return [short, long]
+
+
+def _paper_mix(p: Mapping[str, float]) -> list[Stream]:
+    output = f"{int(p['output'])}"
+    return [
+        _stream("poisson", "1000", output, p["duration"], rate=p["short_per_min"] / 60),
+        _stream("poisson", "50000", output, p["duration"], rate=p["long_per_min"] / 60),
+    ]
+
+
+def _burst_long(p: Mapping[str, float]) -> list[Stream]:
+    return [
+        _stream(
+            "poisson", "lognormal:600:0.8:64:3000", "lognormal:150:0.6:16:500", p["duration"], rate=p["short_rate"]
+        ),
+        _stream(
+            "on-off",
+            "uniform:30000:60000",
+            "lognormal:250:0.5:32:800",
+            p["duration"],
+            rate=p["burst_rate"],
+            on=p["burst_s"],
+            off=p["quiet_s"],
+        ),
+    ]
+
+
+def _diurnal(p: Mapping[str, float]) -> list[Stream]:
+    prompt, output = "lognormal:700:1.0:32:8000", "lognormal:180:0.7:8:1000"
+    shape = {"rate": p["rate"], "amplitude": p["amplitude"], "period": p["period"]}
+    return [_stream("diurnal", prompt, output, p["duration"], **shape)]
+
+
+MIXES.add(
+    "default",
+    NamedMix(
+        "the bundled default: many short, a few long requests, scaled to the tiny preset",
+        {"duration": 40.0, "short_rate": 4.0, "long_rate": 0.125},
+        _default,
+    ),
+)
+MIXES.add(
+    "paper-mix",
+    NamedMix(
+        "the paper's scheduler test: 1K tokens at 60/min and 50K tokens at 1/min",
+        {"duration": 600.0, "short_per_min": 60.0, "long_per_min": 1.0, "output": 200.0},
+        _paper_mix,
+    ),
+)
+MIXES.add(
+    "burst-long",
+    NamedMix(
+        "steady short requests and bursts of 30-60K-token ones",
+        {"duration": 600.0, "short_rate": 2.0, "burst_rate": 0.2, "burst_s": 30.0, "quiet_s": 120.0},
+        _burst_long,
+    ),
+)
+MIXES.add(
+    "diurnal",
+    NamedMix(
+        "a day's swing of chat traffic, compressed to an hour",
+        {"duration": 3600.0, "rate": 2.0, "amplitude": 0.8, "period": 3600.0},
+        _diurnal,
+    ),
+)
