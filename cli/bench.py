@@ -34,7 +34,9 @@ def run(
         str,
         typer.Option("--trace", help="A file, hf:owner/name[:split], synthetic:SHAPE?..., or a name of `trace list`."),
     ] = "default",
-    scheduler: Annotated[str, typer.Option("--scheduler", help="Where a request goes: llf (least load) or rr.")] = "llf",
+    scheduler: Annotated[
+        str, typer.Option("--scheduler", help="Where a request goes: llf (least load) or rr.")
+    ] = "llf",
     mode: Annotated[
         str, typer.Option("--mode", help="open: at the trace's times; closed: --users at a time; asap: all at once.")
     ] = "open",

@@ -22,7 +22,9 @@ def build_engine_config(
         str, _option("--model", panel=_MODEL, help="Preset (tiny, small), checkpoint folder, or hub id owner/name.")
     ] = "tiny",
     model_revision: Annotated[str | None, _option("--model-revision", panel=_MODEL, help="Of a hub id.")] = None,
-    dtype: Annotated[str, _option("--dtype", panel=_MODEL, help="auto (the checkpoint's), float32 or bfloat16.")] = "auto",
+    dtype: Annotated[
+        str, _option("--dtype", panel=_MODEL, help="auto (the checkpoint's), float32 or bfloat16.")
+    ] = "auto",
     model_seed: Annotated[int, _option("--model-seed", panel=_MODEL, help="Seed of a preset's random weights.")] = 0,
     devices: Annotated[
         int | None, _option("--devices", panel=_HOST, min=1, help="That many TP1 instances. [default: 4]")
@@ -38,8 +40,8 @@ def build_engine_config(
         str, _option("--device-memory", panel=_HOST, metavar="SIZE", help="Budget of each device: weights and KV.")
     ] = "64MiB",
     page_size: Annotated[
-        str, _option("--page-size", panel=_HOST, metavar="SIZE", help="Physical page (CUDA's is 2MiB).")
-    ] = "64KiB",
+        str | None, _option("--page-size", panel=_HOST, metavar="SIZE", help="Physical page. [default: by the model]")
+    ] = None,
     threads: Annotated[int, _option("--threads", panel=_HOST, help="Per device; 0 shares the cores evenly.")] = 0,
     layout: Annotated[
         str,
@@ -56,7 +58,8 @@ def build_engine_config(
     ] = 256,
     max_seqs: Annotated[int, _option("--max-seqs", panel=_BATCH, help="Sequences of a step.")] = 64,
     max_model_len: Annotated[
-        int, _option("--max-model-len", panel=_BATCH, help="Longest prompt + output; 0: what the model and memory allow.")
+        int,
+        _option("--max-model-len", panel=_BATCH, help="Longest prompt + output; 0: what the model and memory allow."),
     ] = 0,
 ) -> EngineConfig:
     """Raises UserError for what cannot be read or cannot go together."""
@@ -78,7 +81,7 @@ def build_engine_config(
         instances=degrees,
         tp_degrees=candidates,
         device_memory=parse_bytes(device_memory),
-        page_bytes=parse_bytes(page_size),
+        page_bytes=parse_bytes(page_size) if page_size else 0,
         layout=layout,
         padding=padding,
         block_size=block_size,

@@ -1,7 +1,7 @@
 """What a run shows while it goes on: a live view on a terminal, plain log lines anywhere else.
 
 ``update`` only stores what it is given. A draw takes some 6 ms, in the process that also has to send requests on
-schedule; at one per second fewer than 1 % of requests fall due during a draw, so the p99 of send lag does not measure it.
+schedule; at one per second fewer than 1 % of requests fall due during a draw, so p99 send lag does not measure it.
 """
 
 from __future__ import annotations

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.trace_options import (
-    ColumnsOption,
-    DequantizeOption,
-    DurationOption,
-    FormatOption,
-    LengthScaleOption,
-    LimitOption,
-    MaxContextOption,
-    OverContextOption,
-    RateOption,
-    RepairOption,
-    RevisionOption,
-    SeedOption,
-    SplitOption,
-    TickOption,
-    TimeScaleOption,
-    TokenizerOption,
-    build_trace_options,
-)
+from cli.option_groups import takes
+from cli.output import JsonOption, emit, human_console
+from cli.trace_options import build_trace_options
+from workloads.options import TraceOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +31,6 @@ SpecArgument = Annotated[
         help="A file, a dataset folder, hf:owner/name[:split], synthetic:SHAPE?..., or a name from `gyges trace list`.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
 
 
 @app.command(
@@ -60,7 +43,7 @@ def list_traces(json: JsonOption = False) -> None:
     from workloads.sources import FORMATS
     from workloads.synthetic import MIXES, SHAPES
 
-    console = _console(json)
+    console = human_console(json)
     table = _table("Synthetic, bundled", "name", "what")
     for name, mix in MIXES.items():
         table.add_row(name, mix.description)
@@ -79,7 +62,7 @@ def list_traces(json: JsonOption = False) -> None:
         table.add_row(name, format_.description)
     console.print(table)
     if json:
-        _emit(
+        emit(
             {
                 "synthetic": {
                     name: {"description": mix.description, "parameters": dict(mix.defaults)}
@@ -97,54 +80,23 @@ def list_traces(json: JsonOption = False) -> None:
     "[cyan]gyges trace stats conv.csv --plot conv.png[/cyan]   "
     "[cyan]gyges trace stats mooncake.jsonl --dequantize --json[/cyan]",
 )
+@takes(options=build_trace_options)
 def stats(
+    *,
     trace: SpecArgument = "default",
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="PATH", help="Draw the trace to PATH as .png and .svg.")
     ] = None,
     json: JsonOption = False,
-    format: FormatOption = None,
-    columns: ColumnsOption = None,
-    repair: RepairOption = False,
-    rate: RateOption = None,
-    tokenizer: TokenizerOption = None,
-    revision: RevisionOption = None,
-    split: SplitOption = None,
-    dequantize: DequantizeOption = False,
-    tick: TickOption = None,
-    length_scale: LengthScaleOption = 1.0,
-    max_context: MaxContextOption = None,
-    over_context: OverContextOption = "drop",
-    time_scale: TimeScaleOption = 1.0,
-    duration: DurationOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
+    options: TraceOptions,
 ) -> None:
     """Counts, lengths, long contexts and burstiness of a trace, as it would be replayed."""
     from workloads.load import load_trace
     from workloads.stats import trace_stats
 
-    options = build_trace_options(
-        format=format,
-        columns=columns,
-        repair=repair,
-        rate=rate,
-        tokenizer=tokenizer,
-        revision=revision,
-        split=split,
-        dequantize=dequantize,
-        tick=tick,
-        length_scale=length_scale,
-        max_context=max_context,
-        over_context=over_context,
-        time_scale=time_scale,
-        duration=duration,
-        limit=limit,
-        seed=seed,
-    )
     loaded = load_trace(trace, options)
     figures = trace_stats(loaded)
-    console = _console(json)
+    console = human_console(json)
     _print_stats(console, figures)
     _print_provenance(console, loaded)
     paths: list[Path] = []
@@ -154,7 +106,7 @@ def stats(
         paths = plot_trace(loaded, plot)
         console.print(f"plot: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
     if json:
-        _emit({"stats": figures, "trace": loaded.manifest(), "plots": [str(path) for path in paths]})
+        emit({"stats": figures, "trace": loaded.manifest(), "plots": [str(path) for path in paths]})
 
 
 @app.command(
@@ -162,67 +114,26 @@ def stats(
     "[cyan]gyges trace convert mooncake.jsonl small.jsonl --dequantize --length-scale 0.02 --limit 100[/cyan]   "
     "[cyan]gyges trace convert hf:owner/chats:train chats.jsonl --rate 2[/cyan]",
 )
+@takes(options=build_trace_options)
 def convert(
+    *,
     trace: SpecArgument,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .jsonl, .csv or .parquet.")],
     to: Annotated[str | None, typer.Option("--to", help="jsonl, csv or parquet, whatever OUT's suffix is.")] = None,
     json: JsonOption = False,
-    format: FormatOption = None,
-    columns: ColumnsOption = None,
-    repair: RepairOption = False,
-    rate: RateOption = None,
-    tokenizer: TokenizerOption = None,
-    revision: RevisionOption = None,
-    split: SplitOption = None,
-    dequantize: DequantizeOption = False,
-    tick: TickOption = None,
-    length_scale: LengthScaleOption = 1.0,
-    max_context: MaxContextOption = None,
-    over_context: OverContextOption = "drop",
-    time_scale: TimeScaleOption = 1.0,
-    duration: DurationOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
+    options: TraceOptions,
 ) -> None:
     """Write a trace in the canonical schema, with its provenance beside it in OUT.manifest.json."""
     from workloads.convert import convert as write
     from workloads.load import load_trace
 
-    options = build_trace_options(
-        format=format,
-        columns=columns,
-        repair=repair,
-        rate=rate,
-        tokenizer=tokenizer,
-        revision=revision,
-        split=split,
-        dequantize=dequantize,
-        tick=tick,
-        length_scale=length_scale,
-        max_context=max_context,
-        over_context=over_context,
-        time_scale=time_scale,
-        duration=duration,
-        limit=limit,
-        seed=seed,
-    )
     loaded = load_trace(trace, options)
     manifest = write(loaded, output, to)
-    console = _console(json)
+    console = human_console(json)
     console.print(f"wrote {len(loaded):,} requests to {output}", soft_wrap=True, highlight=False)
     _print_provenance(console, loaded)
     if json:
-        _emit(manifest)
-
-
-def _console(json: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=json)
-
-
-def _emit(document: dict[str, Any]) -> None:
-    typer.echo(json_module.dumps(document, sort_keys=True, allow_nan=False))
+        emit(manifest)
 
 
 def _table(title: str, *columns: str) -> Any:

@@ -1,6 +1,6 @@
 """The options of a trace, once, for every command that takes one.
 
-A command declares the parameters it wants with these types and hands them to :func:`build_trace_options`.
+A command takes them all with ``@takes(options=build_trace_options)`` (cli.option_groups).
 """
 
 from __future__ import annotations
@@ -76,22 +76,22 @@ SeedOption = Annotated[int, _option("--seed", panel=_CHANGE, help="Seed of whate
 
 def build_trace_options(
     *,
-    format: str | None = None,
-    columns: str | None = None,
-    repair: bool = False,
-    rate: float | None = None,
-    tokenizer: str | None = None,
-    revision: str | None = None,
-    split: str | None = None,
-    dequantize: bool = False,
-    tick: float | None = None,
-    length_scale: float = 1.0,
-    max_context: int | None = None,
-    over_context: str = "drop",
-    time_scale: float = 1.0,
-    duration: float | None = None,
-    limit: int | None = None,
-    seed: int = 0,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
+    repair: RepairOption = False,
+    rate: RateOption = None,
+    tokenizer: TokenizerOption = None,
+    revision: RevisionOption = None,
+    split: SplitOption = None,
+    dequantize: DequantizeOption = False,
+    tick: TickOption = None,
+    length_scale: LengthScaleOption = 1.0,
+    max_context: MaxContextOption = None,
+    over_context: OverContextOption = "drop",
+    time_scale: TimeScaleOption = 1.0,
+    duration: DurationOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
 ) -> TraceOptions:
     """The options as the library wants them; raises UserError for a value out of range."""
     return TraceOptions(

@@ -64,8 +64,9 @@ class EngineConfig:
     tp_degrees: degrees that the host may take while it runs; "shards" are cut for all of them. Empty: those in
         ``instances``.
     device_memory: hard budget of each device for weights and KV cache together.
-    page_bytes: physical page. 64 KiB on the CPU by default (CUDA's granule is 2 MiB): a page of `shard-pages` is one
-        shard of one block, so the page sets the block size, and CPU-sized models need small blocks.
+    page_bytes: physical page; 0 chooses. CUDA's granule is 2 MiB; on the CPU a page may be smaller, and since a page of
+        `shard-pages` is one shard of one block, the choice is the smallest power of two from 16 KiB to 2 MiB in which
+        such a block has at least 16 tokens.
     layout: KV layout, see gyges.kv_cache.layouts.   padding: FFN shards start and end on a page.
     block_size: tokens of a KV block; 0 lets the layout choose (16, or what fills a page of `shard-pages`).
     max_batch_tokens: token budget of one step (chunked prefill).   max_seqs: requests of one step.
@@ -81,7 +82,7 @@ class EngineConfig:
     instances: tuple[int, ...] = (1,)
     tp_degrees: tuple[int, ...] = ()
     device_memory: int = 64 * MIB
-    page_bytes: int = 64 * KIB
+    page_bytes: int = 0
     layout: str = "shard-pages"
     padding: bool = True
     block_size: int = 0
@@ -103,7 +104,7 @@ class EngineConfig:
         if any(degree < 1 for degree in self.instances + self.tp_degrees):
             raise UserError(f"TP degrees are at least 1, got {self.instances + self.tp_degrees}")
         os_page = os.sysconf("SC_PAGE_SIZE")
-        if self.page_bytes < os_page or self.page_bytes % os_page:
+        if self.page_bytes < 0 or self.page_bytes % os_page:
             raise UserError(f"page_bytes must be a multiple of this system's {os_page} bytes, got {self.page_bytes}")
         for name in ("max_batch_tokens", "max_seqs", "device_memory"):
             if getattr(self, name) < 1:

@@ -33,6 +33,12 @@ class WorkerDied(EngineError):  # noqa: N818 - reads as what happened
 
     def __init__(self, worker: int, exit_code: int | None, last_words: str) -> None:
         self.worker, self.exit_code, self.last_words = worker, exit_code, last_words
-        how = "exit code unknown" if exit_code is None else f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+        how = (
+            "exit code unknown"
+            if exit_code is None
+            else f"signal {-exit_code}"
+            if exit_code < 0
+            else f"exit code {exit_code}"
+        )
         said = f"; its last words:\n{last_words}" if last_words.strip() else "; it wrote nothing to stderr"
         super().__init__(f"worker {worker} died ({how}){said}")

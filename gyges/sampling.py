@@ -28,8 +28,8 @@ _WORD = (1 << 64) - 1
 class SamplingRow:
     """How one row of logits becomes a token.
 
-    temperature 0 is greedy, and then nothing else matters. top_p 1 and top_k 0 keep every token. ``seed`` is any integer
-    (its low 64 bits count); ``position`` is the index of the output token within its request, from 0.
+    temperature 0 is greedy, and then nothing else matters. top_p 1 and top_k 0 keep every token. ``seed`` is any
+    integer (its low 64 bits count); ``position`` is the index of the output token within its request, from 0.
     """
 
     temperature: float = 0.0
@@ -61,12 +61,12 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingRow]) -> list[int]:
     if not params:
         return []
     drawn = [i for i, row in enumerate(params) if row.temperature > 0]
-    if len(drawn) == len(params):
-        tokens = [0] * len(params)
-    else:
+    if len(drawn) < len(params):
         tokens = logits.argmax(dim=-1).tolist()
+        chosen = logits[drawn]
+    else:
+        tokens, chosen = [0] * len(params), logits
     if drawn:
-        chosen = logits if len(drawn) == len(params) else logits[drawn]
         scores = chosen.detach().float().cpu().numpy()
         for i, row_scores in zip(drawn, scores, strict=True):
             tokens[i] = _draw(row_scores, params[i])
@@ -79,7 +79,8 @@ def kept_probabilities(scores: np.ndarray, row: SamplingRow) -> np.ndarray:
     ``scores``: float32 [vocab]. ``row.temperature`` must be positive.
     """
     weights = _kept_weights(scores, row)
-    return weights / weights.sum()
+    probabilities: np.ndarray = weights / weights.sum()
+    return probabilities
 
 
 def _kept_weights(scores: np.ndarray, row: SamplingRow) -> np.ndarray:
@@ -118,8 +119,8 @@ def _exponentials(seed: int, position: int, count: int) -> np.ndarray:
     assert position >= 0, f"the position of an output token is at least 0, got {position}"
     key = np.random.SeedSequence(((seed & _WORD) << 64) | position, pool_size=4)
     words = np.random.SFC64(key).random_raw(count)
-    uniform = (words >> np.uint64(11)).astype(np.float64)
-    uniform += 0.5  # never 0
-    uniform *= 2.0**-53
+    uniform = (words >> np.uint64(12)).astype(np.float64)
+    uniform += 0.5  # exact in 53 bits: neither 0 nor, after scaling, 1
+    uniform *= 2.0**-52
     np.log(uniform, out=uniform)
     return np.negative(uniform, out=uniform)

@@ -1,4 +1,4 @@
-"""Tiny real checkpoints for tests, and what transformers generates from them. Imported as ``from checkpoints import ...``."""
+"""Tiny real checkpoints for tests, and what transformers generates from them (``from checkpoints import ...``)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def make_checkpoint(
 ) -> Path:
     """Builds LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM with random weights, saves it, returns the folder.
 
-    Weights are drawn wide enough for greedy outputs to vary; biases are random and norm weights vary around 1, so that a
-    bias or a norm that an implementation drops changes the tokens. ``rope``: rope_parameters (rope_theta is filled in).
-    ``shards``: 1, or at least that many files. ``config``: further fields of the transformers config.
+    Weights are drawn wide enough for greedy outputs to vary; biases are random and norm weights vary around 1, so that
+    a bias or a norm that an implementation drops changes the tokens. ``rope``: rope_parameters (rope_theta is filled
+    in). ``shards``: 1, or at least that many files. ``config``: further fields of the transformers config.
     """
     import torch
     import transformers
@@ -91,8 +91,8 @@ def reference_generate(
 ) -> list[list[int]]:
     """Greedy continuations by transformers, fp32, one prompt at a time, end-of-sequence ignored.
 
-    Cached in this process by (folder, prompt, count), so tests that share a checkpoint share the work; a folder must not
-    change once it was asked about.
+    Cached in this process by (folder, prompt, count), so tests that share a checkpoint share the work; a folder must
+    not change once it was asked about.
     """
     where = str(Path(folder).resolve())
     return [list(_generate(where, tuple(p), n)) for p, n in zip(prompts, max_new_tokens, strict=True)]

@@ -72,7 +72,7 @@ def _write_jsonl(trace: Trace, path: Path) -> None:
 def _write_csv(trace: Trace, path: Path) -> None:
     used = _used_columns(trace)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # with its default line end it quotes a bare CR inside a text, as reading needs
         writer.writerow(used)
         for request in trace.requests:
             row = request.to_json()

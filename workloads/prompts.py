@@ -14,7 +14,7 @@ _UNSHARED, _SHARED = 1, 2  # keeps a request's own tokens and a hash's tokens in
 
 
 def prompt_tokens(request: TraceRequest, index: int, vocab_size: int, seed: int) -> tuple[int, ...]:
-    """``request.prompt_tokens`` token ids, uniform over [3, vocab_size), the same for the same arguments anywhere.
+    """``request.prompt_tokens`` token ids, uniform over [3, vocab_size), the same for the same arguments.
 
     Block i of a request with prefix hashes is a function of hash i (and of vocab_size and seed), so requests that share
     hashes share tokens. Everything else depends on ``index``, the request's place in the trace, so nothing else is

@@ -32,9 +32,7 @@ Deliver = Callable[[RequestOutput], None]
 class Controller:
     """Runs from :meth:`start` to :meth:`stop`. ``submit`` and ``abort`` may be called from any thread."""
 
-    def __init__(
-        self, instances: list[Instance], policy: RoutingPolicy, max_context: int, step_timeout: float
-    ) -> None:
+    def __init__(self, instances: list[Instance], policy: RoutingPolicy, max_context: int, step_timeout: float) -> None:
         self.instances, self.policy = instances, policy
         self.max_context, self.step_timeout = max_context, step_timeout
         self.failure: EngineError | None = None

@@ -1,8 +1,8 @@
 """The engine as callers see it.
 
-    with gyges.Engine(gyges.EngineConfig(model="tiny", instances=(1, 1, 2))) as engine:
-        for output in engine.generate([gyges.Request("a", (1, 2, 3))]):
-            print(output.request_id, output.token_ids)
+with gyges.Engine(gyges.EngineConfig(model="tiny", instances=(1, 1, 2))) as engine:
+    for output in engine.generate([gyges.Request("a", (1, 2, 3))]):
+        print(output.request_id, output.token_ids)
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Engine:
         self.policy = POLICIES.get(policy)()
         resolved = resolve_model(config.model, seed=config.seed, revision=config.revision)
         self.dtype = resolved.config.dtype if config.dtype == "auto" else config.dtype
-        self.config = config
         self.model = resolved
         self.geometry = resolved.config.geometry(self.dtype)
         self.placer = Placer(config, resolved.config, self.geometry)
+        self.config = self.placer.config
         self.placement: HostPlacement = self.placer.host()
         self.workers: list[WorkerProcess] = []
         self.ready: list[Ready] = []

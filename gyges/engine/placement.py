@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gyges.config import EngineConfig, format_bytes
 from gyges.core import ModelGeometry
 from gyges.errors import UserError
-from gyges.kv_cache.layouts import LAYOUTS, KVGeometry, choose_block_size
+from gyges.kv_cache.layouts import LAYOUTS, KVGeometry, choose_block_size, choose_page_bytes
 from gyges.models.config import DecoderConfig
 from gyges.models.resident import resident_shapes
 from gyges.parallel.sharding import ParallelLayout, ShardCount
@@ -46,12 +46,15 @@ class HostPlacement:
 
 
 class Placer:
-    """Sizes of one model on one host; see the module's note."""
+    """Sizes of one model on one host; see the module's note. ``config`` is the given one with page_bytes chosen."""
 
     def __init__(self, config: EngineConfig, model: DecoderConfig, geometry: ModelGeometry) -> None:
-        self.config, self.model, self.geometry = config, model, geometry
+        self.model, self.geometry = model, geometry
         self.layout = LAYOUTS.get(config.layout)
         self.shards = ShardCount.for_degrees(geometry, config.candidate_degrees)
+        if not config.page_bytes:
+            config = config.with_(page_bytes=choose_page_bytes(geometry, self.shards.kv))
+        self.config = config
         self.block_size = config.block_size or choose_block_size(
             self.layout, geometry, self.shards.kv, config.page_bytes
         )

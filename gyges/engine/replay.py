@@ -5,15 +5,20 @@
     asap    everything at once
 
 The engine's tokens are stamped by the controller, deliveries by this client; both clocks are the machine's monotonic one.
+
+A thread of its own sends and does nothing else: an event loop that also handles deliveries was up to a millisecond late
+by rounding alone, and much later whenever it was busy (docs/log.md, 2026-11-23).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import queue
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from gyges.core import FinishReason, Request, RequestOutput
@@ -62,12 +67,6 @@ class Progress:
     instances: Sequence[TimelineSample]
 
 
-@dataclass(slots=True)
-class _Tally:
-    sent: int = 0
-    ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_STATUS.values(), 0))
-
-
 class Replayer:
     """Replays once. ``on_tick`` is called about every ``tick_s`` seconds with a Progress, and must be quick.
 
@@ -88,12 +87,15 @@ class Replayer:
             raise UnknownNameError("replay mode", mode, MODES)
         if users < 1:
             raise UserError(f"a closed-loop replay needs at least 1 user, got {users}")
-        self.engine, self.items, self.mode, self.users = engine, items, mode, users
+        self.engine, self.items, self.mode = engine, items, mode
         self.tick_s, self.on_tick = tick_s, on_tick
         self.samples: list[TimelineSample] = []
         self.finished: list[RequestRecord] = []
-        self._tally = _Tally()
+        self._ended = dict.fromkeys(("completed", "rejected", "failed", "partial"), 0)
         self._start = 0.0
+        self._news: queue.SimpleQueue[tuple[int, RequestOutput | EngineError]] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._free_users = threading.Semaphore(users)
         self._records = [
             RequestRecord(
                 request_id=item.request.request_id,
@@ -107,102 +109,105 @@ class Replayer:
     def run(self) -> ReplayResult:
         """Blocks until every request has ended, Ctrl-C, or the engine's failure; keeps what it has in each case."""
         result = ReplayResult(self._records, self.samples)
+        # The sender needs the interpreter within a millisecond of its time, not within the default five.
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(0.0005)
+        self._start = time.monotonic()
+        sender = threading.Thread(target=self._send, name="gyges-sender", daemon=True)
+        sender.start()
         try:
-            asyncio.run(self._run())
+            self._listen()
         except KeyboardInterrupt:
             result.state, result.reason = "partial", "interrupted"
+        finally:
+            sys.setswitchinterval(interval)
+            self._stop.set()
+            self._free_users.release()
+            sender.join()
         if self.engine.failure is not None:
             result.state, result.reason = "failed", str(self.engine.failure)
-        result.duration_s = time.monotonic() - self._start
+        self._sample()
+        result.duration_s = self._now()
         return result
 
     def _now(self) -> float:
         return time.monotonic() - self._start
 
-    async def _run(self) -> None:
-        self._start = time.monotonic()
-        sampler = asyncio.create_task(self._sample_forever())
-        try:
-            await {"open": self._open, "closed": self._closed, "asap": self._asap}[self.mode]()
-        finally:
-            sampler.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sampler
-            self._sample()
+    def _send(self) -> None:
+        for index, record in enumerate(self._records):
+            if self.mode == "open":
+                # Waits on the event would be cut to the same wake-ups; a plain sleep is the most punctual.
+                wait = record.scheduled_s - self._now()
+                while wait > 0 and not self._stop.is_set():
+                    time.sleep(min(wait, 0.2))
+                    wait = record.scheduled_s - self._now()
+            elif self.mode == "closed":
+                self._free_users.acquire()
+            if self._stop.is_set():
+                return
+            record.sent_s = self._now()
+            if self.mode == "closed":
+                record.scheduled_s = record.sent_s
+            try:
+                self.engine.submit(self.items[index].request, partial(self._deliver, index))
+            except EngineError as error:
+                self._news.put((index, error))
 
-    async def _open(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for index, item in enumerate(self.items):
-                wait = item.scheduled_s - self._now()
-                if wait > 0:
-                    await asyncio.sleep(wait)
+    def _deliver(self, index: int, output: RequestOutput) -> None:
+        self._news.put((index, output))
+
+    def _listen(self) -> None:
+        next_tick = 0.0
+        while len(self.finished) < len(self._records):
+            now = self._now()
+            if now >= next_tick:
+                self._tick()
+                next_tick = now + self.tick_s
+            try:
+                index, news = self._news.get(timeout=max(0.001, next_tick - now))
+            except queue.Empty:
                 if self.engine.failure is not None:
-                    break
-                tasks.create_task(self._one(index))
-        self._fail_unsent()
+                    self._fail_the_rest()
+                continue
+            self._note(self._records[index], news)
 
-    async def _asap(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for index in range(len(self.items)):
-                tasks.create_task(self._one(index))
-
-    async def _closed(self) -> None:
-        indices = iter(range(len(self.items)))
-
-        async def user() -> None:
-            for index in indices:
-                if self.engine.failure is not None:
-                    return
-                self._records[index].scheduled_s = self._now()
-                await self._one(index)
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(self.users):
-                tasks.create_task(user())
-        self._fail_unsent()
-
-    def _fail_unsent(self) -> None:
-        """After the engine broke: what was never sent counts as failed, so that nothing offered is forgotten."""
+    def _fail_the_rest(self) -> None:
+        """The engine broke and has ended all it had: what was not sent failed too, so nothing offered is forgotten."""
+        self._stop.set()
         for record in self._records:
-            if record.sent_s is None:
+            if record.end_s is None:
                 self._end(record, "failed", f"not sent: {self.engine.failure}")
 
-    async def _one(self, index: int) -> None:
-        record, request = self._records[index], self.items[index].request
-        record.sent_s = self._now()
-        self._tally.sent += 1
-        try:
-            async for output in self.engine.stream(request):
-                self._note(record, output)
-        except EngineError as error:
-            self._end(record, "failed", str(error))
-
-    def _note(self, record: RequestRecord, output: RequestOutput) -> None:
-        if output.token_ids:
-            record.chunk_times.append(self._now())
-            record.token_times += [t - self._start for t in output.token_times]
-            record.output_tokens += len(output.token_ids)
-        if output.finish_reason is None:
+    def _note(self, record: RequestRecord, news: RequestOutput | EngineError) -> None:
+        if isinstance(news, EngineError):
+            self._end(record, "failed", str(news))
             return
-        if output.scheduled_s is not None:
-            record.first_scheduled_s = output.scheduled_s - self._start
-        record.instance, record.preemptions = output.instance, output.preemptions
-        self._end(record, _STATUS[output.finish_reason], output.error)
+        if news.token_ids:
+            record.chunk_times.append(self._now())
+            record.token_times += [t - self._start for t in news.token_times]
+            record.output_tokens += len(news.token_ids)
+        if news.finish_reason is None:
+            return
+        if news.scheduled_s is not None:
+            record.first_scheduled_s = news.scheduled_s - self._start
+        record.instance, record.preemptions = news.instance, news.preemptions
+        self._end(record, _STATUS[news.finish_reason], news.error)
 
     def _end(self, record: RequestRecord, status: Status, reason: str | None) -> None:
-        if record.end_s is not None:
-            return
         record.status, record.reason = status, reason
         record.end_s = record.token_times[-1] if status == "completed" else self._now()
-        self._tally.ended[status] += 1
+        self._ended[status] += 1
         self.finished.append(record)
+        self._free_users.release()
 
-    async def _sample_forever(self) -> None:
-        while True:
-            self._sample()
-            await asyncio.sleep(self.tick_s)
+    def _tick(self) -> None:
+        latest = self._sample()
+        if self.on_tick is not None:
+            sent = sum(1 for record in self._records if record.sent_s is not None)
+            ended = self._ended
+            self.on_tick(Progress(self._now(), sent, ended["completed"], ended["failed"], ended["rejected"], latest))
 
-    def _sample(self) -> None:
+    def _sample(self) -> list[TimelineSample]:
         now = self._now()
         latest = [
             TimelineSample(
@@ -221,10 +226,4 @@ class Replayer:
             for s in self.engine.status()
         ]
         self.samples += latest
-        if self.on_tick is not None:
-            ended = self._tally.ended
-            self.on_tick(
-                Progress(
-                    now, self._tally.sent, ended["completed"], ended["failed"], ended["rejected"], latest
-                )
-            )
+        return latest

@@ -48,6 +48,7 @@ class ModelRunner:
         torch.set_num_threads(config.worker_threads)
         torch.set_grad_enabled(False)
         kernels.set_threads(config.worker_threads)
+        kernels.warm(setup.dtype == "bfloat16")
         model = DecoderConfig.from_hf(setup.hf_config)
         geometry = model.geometry(setup.dtype)
         dtype = getattr(torch, setup.dtype)
@@ -166,6 +167,12 @@ class ModelRunner:
                 sampling.append((sequence, SamplingRow(new.temperature, new.top_p, new.top_k, new.seed, position)))
                 sample_rows.append(wanted[slot])
         batch = StepBatch(
-            torch.from_numpy(tokens), positions, slots, tables, lengths, chunks, torch.tensor(sample_rows, dtype=torch.int64)
+            torch.from_numpy(tokens),
+            positions,
+            slots,
+            tables,
+            lengths,
+            chunks,
+            torch.tensor(sample_rows, dtype=torch.int64),
         )
         return batch, sampling

@@ -201,7 +201,7 @@ def _compile_alone(kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
 
 
 def rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride) -> None:  # type: ignore[no-untyped-def]
-    """q [N, H, D], kv [N, S, 2, P, D] (S shards of P KV heads) float32 arrays; slots [N] element offsets of each token's place in a block."""
+    """q [N, H, D], kv [N, S, 2, P, D] (S shards of P KV heads) float32; slots [N]: each token's element offset."""
     args = (q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride)
     over_threads(_rope_write, args, len(positions), q.size + kv.size)
 
@@ -216,3 +216,13 @@ def gather_context(cache, base, table, length, head_offsets, kv_stride, token_st
     """Copies K and V of one request's first ``length`` tokens to contiguous ``out`` [2, Hk, length, D]."""
     args = (cache, base, table, length, head_offsets, kv_stride, token_stride, block_size, out)
     over_threads(_gather, args, 2 * out.shape[1], out.size)
+
+
+def warm(bfloat16: bool) -> None:
+    """Loads (the first time on a machine: compiles) every kernel, so that the first request does not wait for it."""
+    cache = np.zeros(64, np.uint16 if bfloat16 else np.float32)
+    q, kv = np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2, 1, 2), np.float32)
+    half, index = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
+    rope_write(q, kv, half, half, index, index, cache, 0, index, 2)
+    decode_attention(q[None], cache, 0, index[None], index + 1, index, 2, 4, 1, 1.0, np.empty_like(q[None]))
+    gather_context(cache, 0, index, 1, index, 2, 4, 1, np.empty((2, 1, 1, 2), cache.dtype))

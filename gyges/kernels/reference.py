@@ -33,7 +33,7 @@ def context(
 
 def attend(q_NHD: torch.Tensor, kv: torch.Tensor, first_position: int, scale: float) -> torch.Tensor:
     """Causal attention of N query tokens at positions first_position.. over the context ``kv`` [2, Hk, T, D]."""
-    n, heads, dim = q_NHD.shape
+    n, heads, _dim = q_NHD.shape
     k, v = (x.float().repeat_interleave(heads // kv.shape[1], dim=0) for x in kv)
     scores = torch.einsum("nhd,htd->hnt", q_NHD.float(), k) * scale
     visible = torch.arange(k.shape[1])[None, :] <= first_position + torch.arange(n)[:, None]

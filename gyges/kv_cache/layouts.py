@@ -58,6 +58,18 @@ DEFAULT_BLOCK_SIZE = 16
 MIN_SHARD_PAGES_BLOCK = 8
 
 
+def choose_page_bytes(geometry: ModelGeometry, num_shards: int) -> int:
+    """The page of a CPU device when the user leaves it open, the same for every layout, so that they compare fairly.
+
+    The smallest power of two from 16 KiB to 2 MiB in which a `shard-pages` block has at least 16 tokens.
+    """
+    need = DEFAULT_BLOCK_SIZE * geometry.kv_bytes_per_token // num_shards
+    page = 16 * 1024
+    while page < need and page < 2 * 1024 * 1024:
+        page *= 2
+    return page
+
+
 def choose_block_size(layout: KVLayout, geometry: ModelGeometry, num_shards: int, page_bytes: int) -> int:
     """Tokens per block when the user leaves it open.
 

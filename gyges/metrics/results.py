@@ -75,6 +75,9 @@ class ResultFolder:
         (configuration, seed, trace, trace_sha256, gpus, argv).
         """
         folder = _prepare(path, Path(root), name or kind, min_free_bytes)
+        # Loading it takes a few tenths of a second: here, not during the first checkpoint, where requests fall due.
+        import pyarrow.parquet  # noqa: F401
+
         made = cls(folder, collect(kind=kind, **about), clock)
         made._write_manifest()
         return made

@@ -1,9 +1,9 @@
 """What a decoder is, read from a Hugging Face config.json. No torch here.
 
-One :class:`DecoderConfig` describes every architecture: they differ in a few switches (which biases, whether queries and
-keys are normalised). An architecture is one function from config.json to those switches, entered in ``ARCHITECTURES``
-under its ``model_type``. What this engine does not compute is refused here, by the name of the field, before a weight is
-read: a model that loads and answers wrongly is worse than one that does not load.
+One :class:`DecoderConfig` describes every architecture: they differ in a few switches (which biases, whether queries
+and keys are normalised). An architecture is one function from config.json to those switches, entered in
+``ARCHITECTURES`` under its ``model_type``. What this engine does not compute is refused here, by the name of the field,
+before a weight is read: a model that loads and answers wrongly is worse than one that does not load.
 """
 
 from __future__ import annotations

@@ -133,7 +133,15 @@ class Decoder:
         context = torch.empty((2, len(kv.head_offsets), t, self.config.head_dim), dtype=kv.flat.dtype)
         raw = context.view(torch.uint16) if context.dtype == torch.bfloat16 else context
         kernels.gather_context(
-            kv.flat_np, base, chunk.table, t, kv.head_offsets, g.strides["kv"], g.strides["token"], g.block_size, raw.numpy()
+            kv.flat_np,
+            base,
+            chunk.table,
+            t,
+            kv.head_offsets,
+            g.strides["kv"],
+            g.strides["token"],
+            g.block_size,
+            raw.numpy(),
         )
         k, v = context.float()[:, None]
         mask = None

@@ -1,9 +1,10 @@
-"""From what a user types (a preset, a folder, a hub id) to a configuration and a way to open the weights. No torch here."""
+"""From what a user types (a preset, a folder, a hub id) to a configuration and a way to open the weights. No torch."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,8 +51,8 @@ def resolve_model(model: str, *, seed: int = 0, revision: str | None = None, wei
     if model in PRESETS:
         hf_config = copy.deepcopy(PRESETS.get(model))
         return ResolvedModel(DecoderConfig.from_hf(hf_config), hf_config, SourceSpec("random", seed=seed), model, None)
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if model and path.is_dir():
         return _from_folder(path, path.resolve().name, None)
     if path.is_absolute() or model.startswith(("./", "../", "~")):
         raise UserError(f"there is no model folder {model}. {_alternatives()}")
@@ -96,8 +97,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     at = f"{model} (revision {revision})" if revision else model
     local = f"use a folder on this machine (./my-model) or a preset ({', '.join(sorted(PRESETS.names()))})"
@@ -117,6 +118,6 @@ def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
         # LocalEntryNotFoundError is how the library says: could not connect, and the cache does not have it.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{at} is not in the local cache and the hub is out of reach (offline, or HF_HUB_OFFLINE is set): {reason}. "
-            f"Connect once to download it, or {local}"
+            f"{at} is not in the local cache and the hub is out of reach (offline, or HF_HUB_OFFLINE is set): "
+            f"{reason}. Connect once to download it, or {local}"
         ) from error

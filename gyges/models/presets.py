@@ -1,7 +1,7 @@
 """Models that need no download: real architectures with seeded random weights, as Hugging Face config dicts.
 
-They are small enough for a laptop core and shaped so that every TP degree from 1 to 4 fits. transformers, vLLM and others
-load them too, once :func:`gyges.models.source.save_checkpoint` has written them to a folder. No torch here.
+They are small enough for a laptop core, and TP degrees 1, 2 and 4 fit them. transformers, vLLM and others load them
+too, once :func:`gyges.models.source.save_checkpoint` has written them to a folder. No torch here.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ PRESETS.add(
     },
 )
 
-# 43.8 M parameters, Qwen2.5 style: biases on q, k and v, tied embeddings.
+# 45.8 M parameters, Qwen2.5 style: biases on q, k and v, tied embeddings.
 PRESETS.add(
     "small",
     {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_size": 512,
-        "intermediate_size": 1792,
+        "intermediate_size": 1920,
         "num_hidden_layers": 10,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,

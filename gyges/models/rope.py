@@ -58,7 +58,9 @@ class RopeConfig:
             raise UserError(f"{field} must be a mapping, got {settings!r}")
         nested = [key for key, value in settings.items() if isinstance(value, Mapping)]
         if nested:
-            raise UserError(f"{field} differs by layer type ({', '.join(nested)}); one setting for all layers is supported")
+            raise UserError(
+                f"{field} differs by layer type ({', '.join(nested)}); one setting for all layers is supported"
+            )
         for holder, where in ((settings, f"{field}.partial_rotary_factor"), (config, "partial_rotary_factor")):
             partial = holder.get("partial_rotary_factor")
             if partial is not None and partial != 1:
@@ -133,12 +135,21 @@ class RopeType:
 ROPE_TYPES: Registry[RopeType] = Registry("rope type")
 
 
-def _register(name: str, needs: tuple[str, ...] = (), may_use: tuple[str, ...] = ()) -> Callable[[Frequencies], Frequencies]:
+def _register(
+    name: str, needs: tuple[str, ...] = (), may_use: tuple[str, ...] = ()
+) -> Callable[[Frequencies], Frequencies]:
     def enter(function: Frequencies) -> Frequencies:
         ROPE_TYPES.add(name, RopeType(function, needs, may_use))
         return function
 
     return enter
+
+
+def _needed(*settings: float | None) -> list[float]:
+    """Settings that :meth:`RopeConfig.from_hf` made sure of."""
+    given = [value for value in settings if value is not None]
+    assert len(given) == len(settings), "a rope lacks a setting that its type needs"
+    return given
 
 
 def _wavelength_powers(theta: float, head_dim: int) -> torch.Tensor:
@@ -154,7 +165,8 @@ def _default(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[torch.
 
 @_register("linear", needs=("factor",))
 def _linear(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[torch.Tensor, float]:
-    return 1.0 / _wavelength_powers(rope.theta, head_dim) / rope.factor, 1.0
+    (factor,) = _needed(rope.factor)
+    return 1.0 / _wavelength_powers(rope.theta, head_dim) / factor, 1.0
 
 
 @_register("dynamic", needs=("factor",))
@@ -162,8 +174,8 @@ def _dynamic(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[torch.
     """NTK scaling that starts beyond ``max_position``. Up to there it changes nothing, and there is where we stop: past
     it every cached key would have to be rotated anew at each length. The stretch is computed, so that its rounding
     (1 + a few 1e-16) is transformers' too."""
-    assert rope.factor is not None, "a dynamic rope has a factor"
-    stretch = (rope.factor * max_position / max_position) - (rope.factor - 1)
+    (factor,) = _needed(rope.factor)
+    stretch = (factor * max_position / max_position) - (factor - 1)
     return 1.0 / _wavelength_powers(rope.theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
 
 
@@ -172,8 +184,8 @@ def _llama3(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[torch.T
     """Long wavelengths are divided by ``factor``, short ones kept, those between blended."""
     import torch
 
-    factor, low, high, original = rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position
-    assert factor and low and high and original, "a llama3 rope has all of its settings"
+    factor, original = _needed(rope.factor, rope.original_max_position)
+    low, high = _needed(rope.low_freq_factor, rope.high_freq_factor)
     inverse = 1.0 / _wavelength_powers(rope.theta, head_dim)
     wavelength = 2 * math.pi / inverse
     longest_kept, shortest_scaled = original / high, original / low
@@ -193,8 +205,7 @@ def _yarn(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[torch.Ten
     """Interpolates the slow dimensions, keeps the fast ones, ramps between, and scales attention (arXiv 2309.00071)."""
     import torch
 
-    factor, original = rope.factor, rope.original_max_position
-    assert factor and original, "a yarn rope has a factor and the length before stretching"
+    factor, original = _needed(rope.factor, rope.original_max_position)
 
     def magnitude(scale: float, weight: float = 1) -> float:
         return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
@@ -211,7 +222,7 @@ def _yarn(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[torch.Ten
 
     low, high = dimension_of(rope.beta_fast or 32), dimension_of(rope.beta_slow or 1)
     if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
+        low, high = float(math.floor(low)), float(math.ceil(high))
     low, high = max(low, 0), min(high, head_dim - 1)
     high = high + 0.001 if low == high else high
     ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
@@ -227,7 +238,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_position: int) -> t
     Bit for bit what transformers computes on the CPU for the same config.json. ``max_position`` is the model's
     ``max_position_embeddings``. Raises UnknownNameError for a type that is not registered.
     """
-    assert head_dim > 0 and head_dim % 2 == 0, f"rotary embeddings pair up dimensions; head_dim {head_dim} is odd"
+    assert head_dim % 2 == 0, f"rotary embeddings pair up dimensions; head_dim {head_dim} is odd"
     frequencies, scaling = ROPE_TYPES.get(rope.rope_type).frequencies(rope, head_dim, max_position)
     return frequencies.numpy(), scaling
 
@@ -235,7 +246,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_position: int) -> t
 def cos_sin_table(
     rope: RopeConfig, head_dim: int, max_position: int, positions: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin for positions 0 .. ``positions`` - 1 (default: ``max_position``), each float32 [positions, head_dim/2].
+    """cos and sin for positions 0 .. ``positions`` - 1 (default: all), each float32 [positions, head_dim/2].
 
     The attention scaling is multiplied in. transformers repeats the same columns twice, [positions, head_dim]; column
     j here is its columns j and j + head_dim/2. Raises UserError for a dynamic rope beyond ``max_position``.

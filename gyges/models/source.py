@@ -1,8 +1,8 @@
 """Where weights come from: a checkpoint on disk, or a seed. torch and safetensors are imported where they are used.
 
-The engine never holds a model's weights in host memory: it owns views into device memory and asks a source to fill them,
-slice by slice (:meth:`TensorSource.read`). Names and shapes are those of the Hugging Face checkpoint, whatever layout the
-engine keeps; :func:`tensor_shapes` is the list of them.
+The engine never holds a second copy of a model's weights: it owns views into device memory and asks a source to fill
+them, slice by slice (:meth:`TensorSource.read`). Names and shapes are those of the Hugging Face checkpoint, whatever
+layout the engine keeps; :func:`tensor_shapes` is the list of them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class TensorSource(Protocol):
     def read(self, name: str, out: torch.Tensor, rows: slice | None = None, cols: slice | None = None) -> None:
         """Copies ``tensor[rows, cols]`` into ``out``, converting to its dtype, and keeps nothing of it.
 
-        ``out`` has the shape of the slice; it may be strided or transposed, and on any device. ``rows`` and ``cols`` have
-        step 1 and None takes all; a vector (a norm or a bias) has only rows. Raises UserError if there is no ``name``.
+        ``out`` has the shape of the slice; it may be strided or transposed, and on any device. ``rows`` and ``cols``
+        have step 1 and None takes all; a vector (a norm or a bias) has only rows. Raises UserError if there is no
+        ``name``.
         """
 
 
@@ -84,7 +85,7 @@ def _ranges(
 ) -> tuple[slice, ...]:
     """``rows`` and ``cols`` as plain start:stop over ``shape``, checked against ``out``."""
     asked = (rows, cols)[: len(shape)]
-    assert len(shape) <= 2 and (len(shape) == 2 or cols is None), f"{name} {list(shape)} has no columns to slice"
+    assert len(shape) == 2 or (len(shape) == 1 and cols is None), f"{name} {list(shape)} has no columns to slice"
     ranges = []
     for part, size in zip(asked, shape, strict=True):
         start, stop, step = (part or slice(None)).indices(size)
@@ -98,9 +99,9 @@ def _ranges(
 class CheckpointSource:
     """A folder with ``model.safetensors``, or shards and ``model.safetensors.index.json``.
 
-    Files are mapped, not read: a slice touches only its own bytes. With ``config``, opening also checks that every tensor
-    of the model is there in the right shape and that no tensor of its layers is left over (a bias or a scale that this
-    engine would silently ignore). Raises UserError naming the file or tensor.
+    Files are mapped, not read: a slice touches only its own bytes. With ``config``, opening also checks that every
+    tensor of the model is there in the right shape and that no tensor of its layers is left over (a bias or a scale
+    that this engine would silently ignore). Raises UserError naming the file or tensor.
     """
 
     def __init__(self, folder: str | Path, config: DecoderConfig | None = None) -> None:
@@ -199,9 +200,9 @@ class RandomSource:
     """Seeded random weights: each tensor is a function of (seed, name, config) alone, the same on every machine.
 
     Values are uniform, made from the raw words of a bit generator (numpy keeps those the same in every version), at a
-    scale that makes decoding varied: see :meth:`_scale`. A tensor is cut into blocks of whole lines, each block keyed by
-    its number, so a slice generates its own blocks only and no more than one block (half a MiB) is ever held. Lines are
-    rows, except in ``down_proj``, which is read by columns.
+    scale that makes decoding varied: see :meth:`_scale`. A tensor is cut into blocks of whole lines, each block keyed
+    by its number, so a slice generates its own blocks only and no more than one block (half a MiB) is ever held. Lines
+    are rows, except in ``down_proj``, which is read by columns.
     """
 
     _BLOCK = 1 << 17  # values; part of what a seed means
@@ -296,7 +297,9 @@ def _open_checkpoint(spec: SourceSpec, config: DecoderConfig) -> TensorSource:
     return CheckpointSource(spec.path, config)
 
 
-def state_dict(source: TensorSource, config: DecoderConfig, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+def state_dict(
+    source: TensorSource, config: DecoderConfig, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
     """The whole model in memory, for ``transformers_model.load_state_dict`` (strict). ``dtype`` None: fp32.
 
     With tied embeddings ``lm_head.weight`` is the same tensor object as the embedding.

@@ -74,7 +74,7 @@ def test_gather_equals_the_twin(layout, dtype):
 
 @pytest.mark.parametrize(("layout", "dtype"), ALL)
 def test_rope_write_rotates_and_lands_where_the_layout_says(layout, dtype):
-    cache = Cache(layout, dtype, shards=range(0, 2), heads_per_shard=2)
+    cache = Cache(layout, dtype, shards=range(2), heads_per_shard=2)
     g = torch.Generator().manual_seed(3)
     n, q_heads = 5, 4
     q, kv = torch.randn(n, q_heads, DIM, generator=g), torch.randn(n, 2, 2, 2, DIM, generator=g)
@@ -96,9 +96,7 @@ def test_rope_write_rotates_and_lands_where_the_layout_says(layout, dtype):
     for i in range(n):
         for h in range(4):
             for which in range(2):
-                at = cache.geometry.address(
-                    layer=1, block=block[i], shard=h // 2, head=h % 2, kv=which, token=token[i]
-                )
+                at = cache.geometry.address(layer=1, block=block[i], shard=h // 2, head=h % 2, kv=which, token=token[i])
                 want = expected_k[i, h] if which == 0 else kv[i, h // 2, 1, h % 2]
                 torch.testing.assert_close(cache.flat[at : at + DIM].float(), want.to(dtype).float(), atol=1e-2, rtol=0)
                 written[at : at + DIM] = True

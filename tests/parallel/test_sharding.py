@@ -1,5 +1,7 @@
 """Shards cover the model exactly once at every degree."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +65,7 @@ def test_weights_never_overlap_and_lie_on_mapped_pages(degree, padding, page):
             spans.append((offset, offset + size))
         spans += [(u.offset, u.offset + 3 * len(u.rows) * 32 * 4) for u in w.units]
         spans.sort()
-        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
         mapped = set(w.slots)
         assert all(p in mapped for a, b in spans for p in range(a // page, -(-b // page)))
         assert max(mapped) < w.range_pages

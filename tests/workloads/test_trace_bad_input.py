@@ -88,7 +88,7 @@ def test_a_file_with_nothing_usable_is_refused(write: Write) -> None:
 def test_bytes_that_are_not_text_name_their_line(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(HEADER.encode() + b"0,1,1\n\xff\xfe,1,1\n")
-    with pytest.raises(RowError, match="line 3.*not UTF-8"):
+    with pytest.raises(RowError, match=r"line 3.*not UTF-8"):
         load_trace(str(path))
 
 

@@ -94,7 +94,8 @@ def test_qwen_bailian_chains_make_sessions(write: Write) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,x\n45,GPT-4,10,2,12,x\n",
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,x\n45,GPT-4,10,2,12,x\n",
         "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
         "5.0,,43,ChatGPT,472,18,490,x\n45.0,abc,2,GPT-4,10,2,12,x\n",
     ],
@@ -189,3 +190,15 @@ def test_mooncake_dequantized_is_nearly_poisson(shared_trace: FindTrace) -> None
     assert trace.provenance.transforms[0].effect["tick_s"] == 3.0
     assert trace.provenance.transforms[0].effect["distinct_times"] == 1180
     assert trace_stats(trace)["gaps_s"]["cv"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_field_that_only_later_records_have_is_read(write: Write) -> None:
+    path = write(
+        "t.jsonl",
+        '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
+        '{"arrival_s": 1, "prompt_tokens": 9, "output_tokens": 1, "session": 7, '
+        '"prefix_hashes": [3], "hash_block": 9}\n',
+    )
+    first, second = load_trace(str(path)).requests
+    assert (first.session, first.prefix_hashes) == (None, None)
+    assert (second.session, second.prefix_hashes, second.hash_block) == ("7", (3,), 9)

@@ -70,6 +70,7 @@ class RowMapper:
         seconds_per_unit: Fraction = Fraction(1),
         hash_block: int | None = None,
         optional_arrival: bool = False,
+        sparse: bool = False,
     ) -> None:
         self.where, self.available, self.measure = where, tuple(available), options.measure
         self.seconds_per_unit, self.hash_block = seconds_per_unit, hash_block
@@ -90,10 +91,11 @@ class RowMapper:
             raise self._missing("prompt", "or map text or chat to measure it")
         if not self._has("output") and self.chat is None and "output_text" not in self.columns:
             raise self._missing("output", "or give a number, as in output=128")
-        if "hashes" in self.columns and not self._has("hash_block") and hash_block is None:
-            raise UserError(
-                f"{where}: column {self.columns['hashes']!r} holds hashes; say hash_block=N tokens per hash"
-            )
+        unsized = "hashes" in self.columns and not self._has("hash_block") and hash_block is None
+        if unsized and ("hashes" in options.columns or not sparse):
+            raise UserError(f"{where}: column {self.columns['hashes']!r} holds hashes; say hash_block=TOKENS")
+        if sparse:
+            self._expect_more(roles)
 
     @property
     def has_arrivals(self) -> bool:
@@ -123,7 +125,7 @@ class RowMapper:
         if "hashes" in self.columns:
             raw.prefix_hashes = self.cell(line, row, "hashes", to_hashes)
             if raw.prefix_hashes is not None:
-                given = self._has("hash_block")
+                given = self._has("hash_block")  # else the format's own
                 raw.hash_block = self._length(line, row, "hash_block") if given else self.hash_block
         return raw
 
@@ -137,6 +139,14 @@ class RowMapper:
             return parse(value)
         except BadValue as error:
             raise RowError(self.where, line, column, value, str(error)) from None
+
+    def _expect_more(self, roles: Roles) -> None:
+        """JSON leaves absent fields out, so the first record need not have all that a later one has."""
+        for role in ("session", "hashes", "text"):
+            if role in roles and (role != "text" or self._has("prompt")):
+                self.columns.setdefault(role, roles[role][0])
+        if "hash_block" in roles and not self._has("hash_block"):
+            self.columns["hash_block"] = roles["hash_block"][0]
 
     def _length(self, line: int, row: Mapping[str, Any], role: str) -> int:
         return self.constants[role] if role in self.constants else self.cell(line, row, role, to_length)
@@ -207,6 +217,7 @@ class TraceFormat:
             options,
             seconds_per_unit=self.seconds_per_unit,
             hash_block=self.hash_block,
+            sparse=head.container in ("jsonl", "json"),
         )
 
     def read(self, path: Path, head: Head, options: ReadOptions) -> Iterator[RawRow]:

@@ -51,7 +51,7 @@ MIXES: Registry[NamedMix] = Registry("synthetic trace")
 
 
 def generate(source: str, name: str, streams: list[Stream], seed: int) -> Trace:
-    """The streams' requests, merged by time. The same streams and seed give the same trace, on any machine."""
+    """The streams' requests, merged by time. The same streams and seed give the same trace (with the same numpy)."""
     parameters = {"streams": [stream.to_json() for stream in streams], "seed": seed, "generator": GENERATOR_VERSION}
     arrivals, prompts, outputs = [], [], []
     for index, stream in enumerate(streams):
