@@ -13,7 +13,8 @@ from cli.render import render_summary
 from gyges.config import EngineConfig, available_cores, format_bytes, format_instances
 from gyges.core import Request, SamplingParams
 from gyges.engine.engine import Engine
-from gyges.engine.replay import Progress, Replayer, TimedRequest
+from gyges.engine.replay import MODES, Progress, Replayer, TimedRequest
+from gyges.errors import UnknownNameError
 from gyges.metrics.results import ResultFolder
 from gyges.metrics.slo import parse_slo
 from gyges.metrics.summary import summarize
@@ -54,6 +55,8 @@ def bench_run(
 
     Returns summary.json's fields plus ``state``, ``reason``, ``folder`` and ``plots``.
     """
+    if mode not in MODES:
+        raise UnknownNameError("replay mode", mode, MODES)
     limits = parse_slo(slo) if slo else None
     trace = load_trace(trace_spec, trace_options)
     engine = Engine(config, scheduler)
@@ -63,7 +66,7 @@ def bench_run(
         out,
         "run",
         name=name,
-        configuration={"engine": config.to_dict(), "scheduler": scheduler, "mode": mode, "users": users, "slo": slo},
+        configuration={"engine": engine.config.to_dict(), "scheduler": scheduler, "mode": mode, "users": users, "slo": slo},
         seed=trace_options.seed,
         trace=trace.manifest(),
         trace_sha256=trace.content_sha256,
@@ -111,8 +114,12 @@ def bench_run(
         folder.finish(result.state, result.reason)
         from gyges.metrics.plots import write_plots
 
-        plots = write_plots(folder.plots, result.records, result.samples, (), slo=limits)
-    render_summary(console, summary, title=f"{trace.name} on {config.model}, {format_instances(config.instances)}")
+        label = f"{trace.name} on {config.model}, {format_instances(config.instances)}"
+        if result.state != "complete":
+            label += f" ({result.state} run)"
+
+        plots = write_plots(folder.plots, result.records, result.samples, (), slo=limits, label=label)
+    render_summary(console, summary, title=label)
     if result.reason:
         console.print(f"[bold red]{result.state}[/]: {result.reason}", highlight=False)
     console.print(f"results: {folder.path}", soft_wrap=True, highlight=False)

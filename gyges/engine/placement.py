@@ -42,7 +42,8 @@ class HostPlacement:
     block_size: int
     num_blocks: int
     instances: tuple[InstancePlacement, ...]
-    max_positions: int
+    max_context: int  # prompt + output, by model or user, whatever the memory
+    max_positions: int  # that any instance can reach
 
 
 class Placer:
@@ -119,7 +120,6 @@ class Placer:
         for degree in self.config.instances:
             instances.append(self.place(tuple(range(device, device + degree))))
             device += degree
-        context = min(self.model.max_position, max(i.max_tokens for i in instances) + 1)
-        if self.config.max_context:
-            context = min(context, self.config.max_context)
-        return HostPlacement(self.shards, self.block_size, self.num_blocks, tuple(instances), context)
+        context = min(self.model.max_position, self.config.max_context or self.model.max_position)
+        reachable = min(context, max(i.max_tokens for i in instances) + 1)
+        return HostPlacement(self.shards, self.block_size, self.num_blocks, tuple(instances), context, reachable)

@@ -48,10 +48,10 @@ class ModelRunner:
         torch.set_num_threads(config.worker_threads)
         torch.set_grad_enabled(False)
         kernels.set_threads(config.worker_threads)
-        kernels.warm(setup.dtype == "bfloat16")
         model = DecoderConfig.from_hf(setup.hf_config)
         geometry = model.geometry(setup.dtype)
         dtype = getattr(torch, setup.dtype)
+        kernels.warm(setup.dtype == "bfloat16", model.head_dim)
         placer = Placer(config, model, geometry)
         degree, rank = len(setup.members), setup.members.index(setup.worker)
         self.block_size = setup.block_size

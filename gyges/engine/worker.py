@@ -6,6 +6,7 @@ collective.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import sys
@@ -60,6 +61,7 @@ def serve(connection: Connection) -> None:
 
 
 def main() -> None:
+    faulthandler.enable()  # a crash in native code leaves last words too
     # Where workers outnumber cores, the controller and the client that sends on schedule must still get theirs.
     os.nice(5)
     fd = int(sys.argv[1])

@@ -11,6 +11,7 @@ the same time.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,9 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
+from gyges.kernels.simd import dot, exp_nonpositive, weighted_sum
+
 _JIT: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
-
-
-def _load(value: Any) -> float:  # pragma: no cover - replaced by the overload
-    raise AssertionError("compiled code only")
 
 
 def _store(array: Any, index: int, value: float) -> None:  # pragma: no cover
@@ -33,13 +32,6 @@ def _store(array: Any, index: int, value: float) -> None:  # pragma: no cover
 
 
 # numba compares the argument lists of these two, annotations included: so there are none.
-@overload(_load, inline="always")
-def _load_overload(value):  # type: ignore[no-untyped-def]
-    if value == types.uint16:
-        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
-    return lambda value: value
-
-
 @overload(_store, inline="always")
 def _store_overload(array, index, value):  # type: ignore[no-untyped-def]
     if array.dtype == types.uint16:
@@ -87,61 +79,57 @@ def _rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv
                 _store(v_out, d, v[d])
 
 
-@numba.njit(**_JIT)
-def _decode(q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, scale, out, lo, hi):  # type: ignore[no-untyped-def]
-    # q and out [B, Hk, G, D] float32; tables [B, max blocks] element offsets; rows lo..hi of the B x Hk grid.
-    # Online softmax block by block (FlashAttention): scores never leave a [G, block_size] scratch.
-    kv_heads, group, dim = q.shape[1], q.shape[2], q.shape[3]
-    acc = np.empty((group, dim), np.float32)
-    peak = np.empty(group, np.float32)
-    total = np.empty(group, np.float32)
-    scores = np.empty((group, block_size), np.float32)
-    for i in range(lo, hi):
-        b = i // kv_heads
-        h = i % kv_heads
-        n = lengths[b]
-        acc[:] = 0
-        peak[:] = -np.inf
-        total[:] = 0
-        queries = q[b, h]
-        for j in range((n + block_size - 1) // block_size):
-            at = base + tables[b, j] + head_offsets[h]
-            count = min(block_size, n - j * block_size)
-            for t in range(count):
-                k = cache[at + t * token_stride : at + t * token_stride + dim]
+@functools.cache
+def _decode_kernel(dim: int) -> Callable[..., None]:
+    """The decode kernel for one head size, which must be a constant for the vector operations."""
+
+    @numba.njit(**_JIT)
+    def _decode(q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, scale, out, shape, lo, hi):  # type: ignore[no-untyped-def]  # fmt: skip
+        # q and out: flat [B, Hk, G, D] float32, shape (Hk, G); tables [B, max blocks] element offsets; rows lo..hi of the
+        # B x Hk grid. Online softmax block by block (FlashAttention): scores never leave a [G, block_size] scratch.
+        kv_heads, group = shape
+        acc = np.empty(group * dim, np.float32)
+        peak = np.empty(group, np.float32)
+        total = np.empty(group, np.float32)
+        scores = np.empty(group * block_size, np.float32)
+        for i in range(lo, hi):
+            b = i // kv_heads
+            n = lengths[b]
+            head = base + head_offsets[i % kv_heads]
+            first = i * group * dim
+            acc[:] = 0
+            peak[:] = -np.inf
+            total[:] = 0
+            for j in range((n + block_size - 1) // block_size):
+                at = head + tables[b, j]
+                count = min(block_size, n - j * block_size)
+                for t in range(count):
+                    for g in range(group):
+                        scores[g * block_size + t] = scale * dot(q, first + g * dim, cache, at + t * token_stride, dim)
                 for g in range(group):
-                    query = queries[g]
-                    dot = np.float32(0)
-                    for d in range(dim):
-                        dot += query[d] * _load(k[d])
-                    scores[g, t] = dot * scale
+                    row = scores[g * block_size : g * block_size + count]
+                    high = peak[g]
+                    for t in range(count):
+                        high = max(high, row[t])
+                    if high > peak[g]:
+                        shrink = np.exp(peak[g] - high)
+                        peak[g] = high
+                        total[g] *= shrink
+                        for d in range(g * dim, (g + 1) * dim):
+                            acc[d] *= shrink
+                    added = np.float32(0)
+                    for t in range(count):
+                        weight = exp_nonpositive(row[t] - high)
+                        row[t] = weight
+                        added += weight
+                    total[g] += added
+                    weighted_sum(acc, g * dim, scores, g * block_size, count, cache, at + kv_stride, token_stride, dim)
             for g in range(group):
-                row = scores[g]
-                high = peak[g]
-                for t in range(count):
-                    high = max(high, row[t])
-                if high > peak[g]:
-                    shrink = np.exp(peak[g] - high)
-                    peak[g] = high
-                    total[g] *= shrink
-                    a = acc[g]
-                    for d in range(dim):
-                        a[d] *= shrink
-                for t in range(count):
-                    weight = np.exp(row[t] - high)
-                    row[t] = weight
-                    total[g] += weight
-            for t in range(count):
-                v = cache[at + kv_stride + t * token_stride : at + kv_stride + t * token_stride + dim]
-                for g in range(group):
-                    weight = scores[g, t]
-                    a = acc[g]
-                    for d in range(dim):
-                        a[d] += weight * _load(v[d])
-        for g in range(group):
-            inverse = np.float32(1) / total[g]
-            for d in range(dim):
-                out[b, h, g, d] = acc[g, d] * inverse
+                inverse = np.float32(1) / total[g]
+                for d in range(dim):
+                    out[first + g * dim + d] = acc[g * dim + d] * inverse
+
+    return _decode
 
 
 @numba.njit(**_JIT)
@@ -208,8 +196,12 @@ def rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_
 
 def decode_attention(q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, scale, out):  # type: ignore[no-untyped-def]
     """One query token per row against its whole context; returns nothing, fills ``out`` [B, Hk, G, D]."""
-    args = (q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, np.float32(scale), out)
-    over_threads(_decode, args, q.shape[0] * q.shape[1], 2 * int(lengths.sum()) * q.shape[1] * q.shape[3])
+    b, kv_heads, group, dim = q.shape
+    args = (
+        q.reshape(-1), cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size,
+        np.float32(scale), out.reshape(-1), (kv_heads, group),
+    )  # fmt: skip
+    over_threads(_decode_kernel(dim), args, b * kv_heads, 2 * int(lengths.sum()) * kv_heads * dim)
 
 
 def gather_context(cache, base, table, length, head_offsets, kv_stride, token_stride, block_size, out) -> None:  # type: ignore[no-untyped-def]
@@ -218,11 +210,12 @@ def gather_context(cache, base, table, length, head_offsets, kv_stride, token_st
     over_threads(_gather, args, 2 * out.shape[1], out.size)
 
 
-def warm(bfloat16: bool) -> None:
+def warm(bfloat16: bool, head_dim: int) -> None:
     """Loads (the first time on a machine: compiles) every kernel, so that the first request does not wait for it."""
-    cache = np.zeros(64, np.uint16 if bfloat16 else np.float32)
-    q, kv = np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2, 1, 2), np.float32)
-    half, index = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
-    rope_write(q, kv, half, half, index, index, cache, 0, index, 2)
-    decode_attention(q[None], cache, 0, index[None], index + 1, index, 2, 4, 1, 1.0, np.empty_like(q[None]))
-    gather_context(cache, 0, index, 1, index, 2, 4, 1, np.empty((2, 1, 1, 2), cache.dtype))
+    d = head_dim
+    cache = np.zeros(8 * d, np.uint16 if bfloat16 else np.float32)
+    q, kv = np.zeros((1, 1, d), np.float32), np.zeros((1, 1, 2, 1, d), np.float32)
+    half, index = np.zeros((1, d // 2), np.float32), np.zeros(1, np.int64)
+    rope_write(q, kv, half, half, index, index, cache, 0, index, d)
+    decode_attention(q[None], cache, 0, index[None], index + 1, index, d, 2 * d, 1, 1.0, np.empty_like(q[None]))
+    gather_context(cache, 0, index, 1, index, d, 2 * d, 1, np.empty((2, 1, 1, d), cache.dtype))
