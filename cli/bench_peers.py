@@ -1,0 +1,145 @@
+"""What ``gyges bench peers`` does: measure, keep, show. The figures are those of gyges.bench.run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.render import number, percent, seconds
+from gyges.bench.peers import GENERATE, OWN
+from gyges.bench.run import PeersConfig, bench_peers, rates_drift
+from gyges.config import format_bytes
+from gyges.metrics.results import ResultFolder
+
+_UNSTEADY = 0.1
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``"a, b"`` -> ("a", "b"); empty text is none."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def peers_command(console: Console, config: PeersConfig, out: Path | None) -> dict[str, Any]:
+    """Returns peers.json's fields plus ``folder`` and ``plots``."""
+    started = time.monotonic()
+
+    def progress(text: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+    with ResultFolder.create(out, "bench-peers", configuration=asdict(config), seed=config.seed) as folder:
+        document = bench_peers(config, progress)
+        document["duration_s"] = time.monotonic() - started
+        folder.write_json("peers.json", document)
+        from gyges.bench.plot import write_plot
+
+        plots = write_plot(folder.plots, document)
+    render(console, document)
+    console.print(f"results: {folder.path}", soft_wrap=True, highlight=False)
+    return {**document, "folder": str(folder.path), "plots": [str(path) for path in plots]}
+
+
+def render(console: Console, document: Mapping[str, Any]) -> None:
+    """Tables that fit in 80 columns."""
+    model, rates = document["model"], document["rates"]
+    gemm, copy = rates["gemm_flops_per_s"], rates["copy_bytes_per_s"]
+    console.print(
+        f"[bold]{escape(model['name'])}[/], {model['parameters'] / 1e6:.1f}M parameters, fp32, {document['cores']} cores. "
+        f"GEMM {_span(gemm, 1e9)} GFLOP/s, copy {_span(copy, 1e9)} GB/s",
+        highlight=False,
+    )
+    for name, mix in document["mixes"].items():
+        console.print(mix_table(name, mix, document["peers"]))
+        for peer, result in mix["peers"].items():
+            if result["error"]:
+                console.print(f"[red]{peer}[/]: {escape(result['error'])}", highlight=False)
+    console.print(goals_table(document))
+    for line in remarks(document):
+        console.print(f"[dim]{escape(line)}[/]", highlight=False)
+
+
+def mix_table(name: str, mix: Mapping[str, Any], peers: Mapping[str, Any]) -> Table:
+    """Median [slowest-fastest repeat] of each peer, and the floor's own line."""
+    floor = mix["floor"]
+    table = _table(f"{name}: {mix['requests']} requests, {mix['prompt_tokens']} prompt + {mix['output_tokens']} tokens")
+    for column in ("", "tokens/s", "x generate", "share of floor", "peak RSS"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for peer, result in mix["peers"].items():
+        ratio = {"median": 1.0, "min": 1.0, "max": 1.0} if peer == GENERATE else result["ratio_to"].get(GENERATE)
+        rss = peers[peer].get("end", {}).get("peak_rss_bytes")
+        table.add_row(
+            peers[peer]["label"],
+            _span(result["tokens_per_s"]),
+            _span(ratio if result["tokens_per_s"] else None),
+            _span(result["share_of_floor"], 0.01, "%"),
+            format_bytes(rss) if rss else "-",
+        )
+    bound = "/".join(dict.fromkeys(floor["bound"]))
+    table.add_row(f"floor ({bound}-bound)", _span(floor["tokens_per_s"]), "", "100%", "", style="dim")
+    return table
+
+
+def goals_table(document: Mapping[str, Any]) -> Table:
+    """Each goal, what was reached, and whether that is enough."""
+    table = _table("Goals")
+    table.add_column("", no_wrap=True)
+    table.add_column("aim", no_wrap=True)
+    table.add_column("reached", justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
+    for goal in document["goals"]:
+        met = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "-"}[goal["met"]]
+        table.add_row(goal["name"], goal["aim"], _reached(goal["reached"], goal["unit"]), met)
+    return table
+
+
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """What stands beside the tables, one line each."""
+    lines = []
+    for name, mix in document["mixes"].items():
+        own = mix["peers"].get(OWN)
+        if own and own["details"]:
+            last = own["details"][-1]
+            lines.append(
+                f"{name}: {last['steps']} steps, controller {seconds(last['controller_overhead_per_step_s'])} per step, "
+                f"worker busy {percent(last['worker_share_of_wall'])} of the time"
+            )
+            same = [f"{percent(a['tokens'])} with {peer}" for peer, a in own["agreement_with"].items()]
+            if same:
+                lines.append(f"{name}: same tokens up to a first difference: {', '.join(same)}")
+    if (reduced := document["all_reduce"]) and reduced["median_s"]["gloo"]:
+        lines.append(f"all-reduce through gloo: {seconds(reduced['median_s']['gloo']['median'])}")
+    if started := document["start_up"]:
+        for layout, peak in started["worker_peak_rss_bytes"].items():
+            if peak:
+                lines.append(f"{started['model']}, {layout}: peak RSS per worker {format_bytes(peak['max'])}")
+    for part in ("all_reduce", "start_up"):
+        lines += [f"{name}: {error}" for name, error in ((document[part] or {}).get("errors") or {}).items()]
+    if (drift := rates_drift(document)) > _UNSTEADY:
+        lines.append(f"unsteady machine: its rates changed by up to {drift:.0%} within a round; repeat when it is quiet")
+    return lines
+
+
+def _reached(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return {"share": percent, "ratio": lambda v: f"{v:.2f}x", "s": seconds}[unit](value)
+
+
+def _span(spread: Mapping[str, Any] | None, scale: float = 1.0, unit: str = "") -> str:
+    """``"512 [498-530]"``, or the median alone where there is one value."""
+    if spread is None:
+        return "-"
+    low, mid, high = (number(spread[key] / scale) for key in ("min", "median", "max"))
+    return f"{mid}{unit}" if low == high else f"{mid}{unit} [{low}-{high}]"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
