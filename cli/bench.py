@@ -69,3 +69,36 @@ def run(
         emit(document)
     if document["state"] != "complete":
         raise typer.Exit(130 if document["state"] == "partial" else 1)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges bench peers[/cyan]   "
+    "[cyan]gyges bench peers --mixes mixed --skip generate_batch,start-up,all-reduce[/cyan]",
+)
+def peers(
+    preset: Annotated[str, typer.Option("--preset", help="Model with seeded random weights, in fp32.")] = "small",
+    mixes: Annotated[
+        str, typer.Option("--mixes", metavar="NAME,...", help="Request mixes: mixed, decode-heavy.")
+    ] = "mixed,decode-heavy",
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Of each mix, all at once.")] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds of every peer in turn.")] = 2,
+    skip: Annotated[
+        str,
+        typer.Option(
+            "--skip", metavar="NAME,...", help="Of engine, generate, generate_batch (minutes), all-reduce, start-up."
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Of lengths and prompts.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. [default: runs/<time>-bench-peers]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """This engine beside transformers on the same weights and requests, and both beside the machine's floor."""
+    from cli.bench_peers import names, peers_command
+    from gyges.bench.run import PeersConfig
+
+    config = PeersConfig(preset, names(mixes), requests, repeats, seed, names(skip))
+    document = peers_command(human_console(json), config, out)
+    if json:
+        emit(document)

@@ -70,20 +70,20 @@ def mix_table(name: str, mix: Mapping[str, Any], peers: Mapping[str, Any]) -> Ta
     """Median [slowest-fastest repeat] of each peer, and the floor's own line."""
     floor = mix["floor"]
     table = _table(f"{name}: {mix['requests']} requests, {mix['prompt_tokens']} prompt + {mix['output_tokens']} tokens")
-    for column in ("", "tokens/s", "x generate", "share of floor", "peak RSS"):
+    for column in ("", "tokens/s", "x generate", "% of floor"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for peer, result in mix["peers"].items():
         ratio = {"median": 1.0, "min": 1.0, "max": 1.0} if peer == GENERATE else result["ratio_to"].get(GENERATE)
-        rss = peers[peer].get("end", {}).get("peak_rss_bytes")
         table.add_row(
             peers[peer]["label"],
             _span(result["tokens_per_s"]),
             _span(ratio if result["tokens_per_s"] else None),
-            _span(result["share_of_floor"], 0.01, "%"),
-            format_bytes(rss) if rss else "-",
+            _span(result["share_of_floor"], 0.01),
         )
-    bound = "/".join(dict.fromkeys(floor["bound"]))
-    table.add_row(f"floor ({bound}-bound)", _span(floor["tokens_per_s"]), "", "100%", "", style="dim")
+    table.add_row("floor", _span(floor["tokens_per_s"]), "", "100", style="dim")
+    bound = " or ".join(dict.fromkeys(floor["bound"]))
+    table.caption = f"the floor is set by {bound}; median [slowest-fastest repeat]"
+    table.caption_justify = "left"
     return table
 
 
@@ -103,6 +103,8 @@ def goals_table(document: Mapping[str, Any]) -> Table:
 def remarks(document: Mapping[str, Any]) -> list[str]:
     """What stands beside the tables, one line each."""
     lines = []
+    ends = {each["label"]: each.get("end", {}).get("peak_rss_bytes") for each in document["peers"].values()}
+    lines.append("peak RSS: " + ", ".join(f"{label} {format_bytes(peak)}" for label, peak in ends.items() if peak))
     for name, mix in document["mixes"].items():
         own = mix["peers"].get(OWN)
         if own and own["details"]:
@@ -123,7 +125,9 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
     for part in ("all_reduce", "start_up"):
         lines += [f"{name}: {error}" for name, error in ((document[part] or {}).get("errors") or {}).items()]
     if (drift := rates_drift(document)) > _UNSTEADY:
-        lines.append(f"unsteady machine: its rates changed by up to {drift:.0%} within a round; repeat when it is quiet")
+        lines.append(
+            f"unsteady machine: its rates changed by up to {drift:.0%} within a round; repeat when it is quiet"
+        )
     return lines
 
 

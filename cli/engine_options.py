@@ -55,7 +55,7 @@ def build_engine_config(
     ] = 0,
     max_batch_tokens: Annotated[
         int, _option("--max-batch-tokens", panel=_BATCH, help="Token budget of a step (chunked prefill).")
-    ] = 256,
+    ] = 512,
     max_seqs: Annotated[int, _option("--max-seqs", panel=_BATCH, help="Sequences of a step.")] = 64,
     max_model_len: Annotated[
         int,

@@ -86,7 +86,7 @@ class EngineConfig:
     layout: str = "shard-pages"
     padding: bool = True
     block_size: int = 0
-    max_batch_tokens: int = 256
+    max_batch_tokens: int = 512
     max_seqs: int = 64
     max_context: int = 0
     threads: int = 0

@@ -11,11 +11,13 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,13 @@ import gyges
 from gyges.errors import EngineError
 
 _LAST_WORDS_BYTES = 4000
+# By default glibc gives large blocks back to the system at once, and every step of a peer that makes large temporaries
+# then waits for the pages of new ones: transformers peers were up to twice as slow. All peers get the same.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
 
 
 class ChildError(EngineError):
@@ -41,18 +50,21 @@ def child_environment(threads: int) -> dict[str, str]:
 class Child:
     """One object in a process of its own. A context manager: leaving it ends the process, by force if need be."""
 
-    def __init__(self, target: str, threads: int) -> None:
+    def __init__(
+        self, target: str, threads: int, environment: Mapping[str, str] | None = None, *, guards: str = ""
+    ) -> None:
+        """``environment``: variables besides this process's.   guards: a folder that the child removes if we vanish."""
         self.target = target
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._log = os.memfd_create("gyges-bench-child", os.MFD_CLOEXEC)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gyges.bench.child", str(theirs.fileno()), target],
+                [sys.executable, "-m", "gyges.bench.child", str(theirs.fileno()), target, guards],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env=child_environment(threads),
+                env=child_environment(threads) | dict(environment or {}),
                 process_group=0,  # Ctrl-C at the terminal reaches the caller alone
             )
         self._connection = Connection(ours.detach())
@@ -115,24 +127,26 @@ def peak_rss_bytes(pid: int | str = "self") -> int | None:
     return None
 
 
-def _exit_with_caller(fd: int) -> None:
+def _exit_with_caller(fd: int, guards: str) -> None:
     poll = select.poll()
     poll.register(fd, 0)  # hang-up only
     poll.poll()
+    if guards:
+        shutil.rmtree(guards, ignore_errors=True)  # a caller that leaves in good order does this itself
     os._exit(3)
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    fd, target = int(sys.argv[1]), sys.argv[2]
+    fd, target, guards = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     connection = Connection(fd)
-    threading.Thread(target=_exit_with_caller, args=(fd,), daemon=True).start()
+    threading.Thread(target=_exit_with_caller, args=(fd, guards), daemon=True).start()
     served: Any = None
     while True:
         try:
             method, arguments = json.loads(connection.recv_bytes())
         except EOFError:
-            os._exit(0)
+            threading.Event().wait()  # the other thread ends the process
         try:
             if served is None:
                 module, name = target.split(":")

@@ -20,10 +20,9 @@ class GenerateBatch:
     kv_tokens: int
 
     def load(self, folder: str, threads: int, requests: int, kv_tokens: int) -> dict[str, Any]:
-        started = time.perf_counter()
         self.model = open_model(folder, threads)
         self.kv_tokens = kv_tokens + 64 * requests
-        return {"start_s": time.perf_counter() - started}
+        return {}
 
     def prepare(self, prompts: list[list[int]], outputs: list[int]) -> dict[str, Any]:
         page = 32

@@ -30,7 +30,7 @@ class OwnEngine:
         )
         self.engine = Engine(config.with_(max_seqs=max(config.max_seqs, requests)))
         self.engine.start()
-        return {"start_s": self.engine.start_s, "device_memory_bytes": need}
+        return {"device_memory_bytes": need}
 
     def prepare(self, prompts: list[list[int]], outputs: list[int]) -> dict[str, Any]:
         self.run(prompts[:4], [min(8, n) for n in outputs[:4]], {})

@@ -23,11 +23,15 @@ OWN, GENERATE, GENERATE_BATCH = "engine", "generate", "generate_batch"
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """``target``: module:Class.   label: for tables and plots.   about: what it is and how it is used, in a sentence."""
+    """``target``: module:Class.   label: for tables and plots.   about: what it is and how it is used, in a sentence.
+
+    once: takes minutes, so it runs in the first repeat only.
+    """
 
     target: str
     label: str
     about: str
+    once: bool = False
 
 
 PEERS: Registry[Peer] = Registry("peer")
@@ -40,8 +44,8 @@ PEERS.add(
     Peer(
         "gyges.bench.generate:Generate",
         "generate",
-        "transformers generate: left-padded batches by prompt length, batch size 16 or 64, whichever a trial found "
-        "faster; each batch runs to its longest output",
+        "transformers generate: left-padded batches by prompt length, static KV cache, batch size 16 or 64, "
+        "whichever a trial found faster; each batch runs to its longest output",
     ),
 )
 PEERS.add(
@@ -50,5 +54,6 @@ PEERS.add(
         "gyges.bench.generate_batch:GenerateBatch",
         "generate_batch",
         "transformers continuous batching, sdpa attention, own max_new_tokens for each request",
+        once=True,
     ),
 )

@@ -15,6 +15,14 @@ _REPEATS = 9
 class Rates:
     """Runs in a child process, so that it has all cores and its own allocator."""
 
+    def write_checkpoint(self, preset: str, folder: str) -> None:
+        """A preset's seeded weights as a Hugging Face checkpoint in ``folder``: here, because it needs torch."""
+        from gyges.models.hub import resolve_model
+        from gyges.models.source import save_checkpoint
+
+        model = resolve_model(preset)
+        save_checkpoint(model.source_spec.open(model.config), model.hf_config, folder)
+
     def load(self, threads: int, hidden: int, intermediate: int) -> None:
         import torch
 

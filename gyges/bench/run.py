@@ -1,21 +1,22 @@
 """The benchmark as a whole: who runs when, what is paired with what, and which goals were reached. No torch here.
 
 A round is one mix served once by every peer, in turn, with the machine's rates measured before and after it; rounds of
-all mixes make a repeat. Ratios pair the runs of one round, so that a machine that is slower for a minute slows both sides
-of a ratio; a share of the floor uses the mean of that round's two rates.
+all mixes make a repeat (a peer that takes minutes runs in the first one only). Ratios pair the runs of one round, so that
+a machine that is slower for a minute slows both sides of a ratio; a share of the floor uses the mean of its round's rates.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from gyges.bench.child import Child, ChildError
+from gyges.bench.child import KEEP_FREED_MEMORY, Child, ChildError
 from gyges.bench.floor import cost_of, floor_of
 from gyges.bench.mixes import MIXES, Work, make_work
 from gyges.bench.peers import GENERATE, GENERATE_BATCH, OWN, PEERS
@@ -85,10 +86,10 @@ def bench_peers(config: PeersConfig, progress: Progress) -> Document:
     geometry = model.config.geometry("float32")
     works = {mix: make_work(mix, config.requests, geometry.vocab_size, config.seed) for mix in config.mixes}
     with tempfile.TemporaryDirectory(prefix="gyges-bench-") as folder:
-        progress(f"writing {config.preset} as a checkpoint for all peers")
-        write_checkpoint(config.preset, folder)
         mixes, rates, peers = _measure(config, geometry, works, folder, progress)
-        parameters = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) // geometry.item_size
+    from gyges.models.source import tensor_shapes
+
+    parameters = sum(math.prod(shape) for shape in tensor_shapes(model.config).values())
     document: Document = {
         "configuration": asdict(config),
         "cores": available_cores(),
@@ -101,14 +102,6 @@ def bench_peers(config: PeersConfig, progress: Progress) -> Document:
     }
     document["goals"] = goals(document)
     return document
-
-
-def write_checkpoint(preset: str, folder: str | Path) -> None:
-    """The preset's seeded weights as a Hugging Face checkpoint."""
-    from gyges.models.source import save_checkpoint
-
-    model = resolve_model(preset)
-    save_checkpoint(model.source_spec.open(model.config), model.hf_config, folder)
 
 
 def _sizes(model: ResolvedModel, geometry: ModelGeometry) -> Document:
@@ -127,23 +120,25 @@ def _measure(
     facts: dict[str, Document] = {name: asdict(PEERS.get(name)) for name in config.peers}
     samples: dict[tuple[str, int], list[Document]] = {}
     with contextlib.ExitStack() as stack:
-        rates = stack.enter_context(Child("gyges.bench.rates:Rates", threads))
+        rates = stack.enter_context(Child("gyges.bench.rates:Rates", threads, guards=folder))
+        progress(f"writing {config.preset} as a checkpoint for all peers")
+        rates.call("write_checkpoint", LOAD_TIMEOUT_S, preset=config.preset, folder=folder)
         sizes = {"hidden": geometry.hidden_size, "intermediate": geometry.intermediate_size}
         rates.call("load", LOAD_TIMEOUT_S, threads=threads, **sizes)
-        children: dict[str, Child] = {}
+        children = {
+            name: stack.enter_context(Child(PEERS.get(name).target, threads, KEEP_FREED_MEMORY))
+            for name in config.peers
+        }
         kv_tokens = max(sum(p + n for p, n in work.lengths) for work in works.values())
-        for name in config.peers:
-            progress(f"{name}: loading")
-            children[name] = stack.enter_context(Child(PEERS.get(name).target, threads))
+        needs = {"folder": folder, "threads": threads, "requests": config.requests, "kv_tokens": kv_tokens}
+
+        def load(name: str) -> None:
             with _failure_of([measured[mix][name] for mix in works]):
-                facts[name]["load"] = children[name].call(
-                    "load",
-                    LOAD_TIMEOUT_S,
-                    folder=folder,
-                    threads=threads,
-                    requests=config.requests,
-                    kv_tokens=kv_tokens,
-                )
+                facts[name]["load"] = children[name].call("load", LOAD_TIMEOUT_S, **needs)
+
+        progress(f"loading {', '.join(children)}")
+        with ThreadPoolExecutor(max(1, len(children))) as pool:  # side by side: nothing is timed yet
+            list(pool.map(load, children))
         for mix, work in works.items():
             for name, child in children.items():
                 one = measured[mix][name]
@@ -156,6 +151,8 @@ def _measure(
             for mix, work in works.items():
                 before = rates.call("measure", RATES_TIMEOUT_S)
                 for name, child in children.items():
+                    if repeat and PEERS.get(name).once:
+                        continue
                     said = _run_once(child, measured[mix][name], work, repeat)
                     progress(f"{mix}, repeat {repeat + 1} of {config.repeats}: {name}: {said}")
                 samples[mix, repeat] = [before, rates.call("measure", RATES_TIMEOUT_S)]

@@ -89,9 +89,7 @@ class Engine:
             )
             for index, placement in enumerate(self.placement.instances)
         ]
-        self._controller = Controller(
-            self.instances, self.policy, self.placement.max_context, self.config.step_timeout
-        )
+        self._controller = Controller(self.instances, self.policy, self.placement.max_context, self.config.step_timeout)
         self._controller.start()
         self.start_s = time.monotonic() - started
 

@@ -22,7 +22,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from gyges.kernels.simd import dot, exp_nonpositive, weighted_sum
+from gyges.kernels.simd import dot, exp_nonpositive, prefetch, weighted_sum
 
 _JIT: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
 
@@ -79,6 +79,20 @@ def _rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv
                 _store(v_out, d, v[d])
 
 
+@numba.njit(**_JIT)
+def _rms_norm(x, weight, eps, out, lo, hi):  # type: ignore[no-untyped-def]
+    size = x.shape[1]
+    for n in range(lo, hi):
+        row = x[n]
+        squares = np.float32(0)
+        for i in range(size):
+            squares += row[i] * row[i]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(size) + eps)
+        to = out[n]
+        for i in range(size):
+            to[i] = row[i] * scale * weight[i]
+
+
 @functools.cache
 def _decode_kernel(dim: int) -> Callable[..., None]:
     """The decode kernel for one head size, which must be a constant for the vector operations."""
@@ -100,10 +114,15 @@ def _decode_kernel(dim: int) -> Callable[..., None]:
             acc[:] = 0
             peak[:] = -np.inf
             total[:] = 0
-            for j in range((n + block_size - 1) // block_size):
+            blocks = (n + block_size - 1) // block_size
+            for j in range(blocks):
                 at = head + tables[b, j]
                 count = min(block_size, n - j * block_size)
+                # Blocks lie anywhere, so the hardware cannot guess the next one: ask for it while this one is computed.
+                upcoming = head + tables[b, min(j + 1, blocks - 1)]
                 for t in range(count):
+                    prefetch(cache, upcoming + t * token_stride, dim)
+                    prefetch(cache, upcoming + kv_stride + t * token_stride, dim)
                     for g in range(group):
                         scores[g * block_size + t] = scale * dot(q, first + g * dim, cache, at + t * token_stride, dim)
                 for g in range(group):
@@ -188,6 +207,11 @@ def _compile_alone(kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
     _compiled.add(key)
 
 
+def rms_norm(x, weight, eps, out) -> None:  # type: ignore[no-untyped-def]
+    """``out = x / sqrt(mean(x^2) + eps) * weight``, row by row; x and out [N, C] float32."""
+    over_threads(_rms_norm, (x, weight, np.float32(eps), out), len(x), x.size)
+
+
 def rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride) -> None:  # type: ignore[no-untyped-def]
     """q [N, H, D], kv [N, S, 2, P, D] (S shards of P KV heads) float32; slots [N]: each token's element offset."""
     args = (q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride)
@@ -216,6 +240,7 @@ def warm(bfloat16: bool, head_dim: int) -> None:
     cache = np.zeros(8 * d, np.uint16 if bfloat16 else np.float32)
     q, kv = np.zeros((1, 1, d), np.float32), np.zeros((1, 1, 2, 1, d), np.float32)
     half, index = np.zeros((1, d // 2), np.float32), np.zeros(1, np.int64)
+    rms_norm(q[0], q[0, 0], 1e-6, np.empty_like(q[0]))
     rope_write(q, kv, half, half, index, index, cache, 0, index, d)
     decode_attention(q[None], cache, 0, index[None], index + 1, index, d, 2 * d, 1, 1.0, np.empty_like(q[None]))
     gather_context(cache, 0, index, 1, index, d, 2 * d, 1, np.empty((2, 1, 1, d), cache.dtype))

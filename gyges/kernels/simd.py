@@ -110,6 +110,30 @@ def weighted_sum(typingctx, out, out_at, weights, weights_at, count, rows, rows_
     return signature, generate
 
 
+@intrinsic
+def prefetch(typingctx, rows, at, dim):  # type: ignore[no-untyped-def]
+    """Asks for ``rows[at : at + dim]`` to be brought to the cache; never faults, whatever ``at`` is."""
+    if not isinstance(dim, types.Literal):
+        return None
+    line = 64 // (rows.dtype.bitwidth // 8)
+    length = dim.literal_value
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        byte = ir.IntType(8).as_pointer()
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0i8"
+        )
+        for start in range(0, length, line):
+            index = builder.add(args[1], ir.Constant(ir.IntType(64), start))
+            pointer = builder.bitcast(builder.gep(array.data, [index]), byte)
+            # read, into all cache levels, data
+            builder.call(function, [pointer, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, dim), generate
+
+
 @numba.njit(inline="always")
 def exp_nonpositive(x):  # type: ignore[no-untyped-def]
     """e^x for x <= 0 in float32, which LLVM can vectorize, unlike a call to libm. Relative error 3e-7 near 0, 4e-6 at -87.

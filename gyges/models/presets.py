@@ -45,18 +45,18 @@ PRESETS.add(
     },
 )
 
-# 45.8 M parameters, Qwen2.5 style: biases on q, k and v, tied embeddings.
+# 46.4 M parameters, Qwen2.5 style: biases on q, k and v, tied embeddings, the 1.5B model's 12 query and 2 KV heads.
 PRESETS.add(
     "small",
     {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "hidden_size": 512,
-        "intermediate_size": 1920,
-        "num_hidden_layers": 10,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "vocab_size": 16384,
+        "hidden_size": 768,
+        "intermediate_size": 2304,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 8192,
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,

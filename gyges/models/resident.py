@@ -20,7 +20,7 @@ def resident_shapes(config: DecoderConfig, shards: ShardCount) -> list[tuple[str
             ("post_norm", (c,)),
             ("wq", (q, c)),
             ("wkv", (shards.kv, 2, per_shard, c)),
-            ("wo", (q, c)),  # transposed: a range of heads is a range of rows
+            ("wo", (c, q)),  # a range of heads is a range of columns
         ]
         if config.qkv_bias:
             own += [("bq", (q,)), ("bkv", (shards.kv, 2, per_shard))]

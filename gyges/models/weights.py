@@ -20,7 +20,7 @@ from gyges.parallel.weight_layout import WeightLayout
 
 @dataclass(slots=True)
 class FFNShard:
-    """One unit: gate_up [2R, C], down [R, C] (transposed)."""
+    """One unit: gate_up [2R, C], down [C, R]."""
 
     rows: range
     gate_up: torch.Tensor
@@ -53,8 +53,10 @@ def view_weights(
         layers.append(LayerWeights(own, []))
     for unit in layout.units:
         r = len(unit.rows)
-        whole = where.tensor(dtype, (3 * r, geometry.hidden_size), unit.offset)
-        layers[unit.layer].ffn.append(FFNShard(unit.rows, gate_up=whole[: 2 * r], down=whole[2 * r :]))
+        c = geometry.hidden_size
+        gate_up = where.tensor(dtype, (2 * r, c), unit.offset)
+        down = where.tensor(dtype, (c, r), unit.offset + 2 * r * c * geometry.item_size)
+        layers[unit.layer].ffn.append(FFNShard(unit.rows, gate_up, down))
     return DecoderWeights(tensors["embed"], tensors.get("lm_head", tensors["embed"]), tensors["norm"], layers)
 
 
@@ -74,6 +76,7 @@ def _load_layer(prefix: str, layer: LayerWeights, source: TensorSource) -> None:
         "input_norm": "input_layernorm.weight",
         "post_norm": "post_attention_layernorm.weight",
         "wq": "self_attn.q_proj.weight",
+        "wo": "self_attn.o_proj.weight",
         "bq": "self_attn.q_proj.bias",
         "bo": "self_attn.o_proj.bias",
         "q_norm": "self_attn.q_norm.weight",
@@ -85,7 +88,6 @@ def _load_layer(prefix: str, layer: LayerWeights, source: TensorSource) -> None:
     for short, name in plain.items():
         if short in own:
             source.read(prefix + name, own[short])
-    source.read(prefix + "self_attn.o_proj.weight", own["wo"].t())
     per_shard = own["wkv"].shape[2]
     for shard in range(own["wkv"].shape[0]):
         rows = slice(shard * per_shard, (shard + 1) * per_shard)
@@ -98,4 +100,4 @@ def _load_layer(prefix: str, layer: LayerWeights, source: TensorSource) -> None:
         r = len(unit.rows)
         source.read(prefix + "mlp.gate_proj.weight", unit.gate_up[:r], rows=rows)
         source.read(prefix + "mlp.up_proj.weight", unit.gate_up[r:], rows=rows)
-        source.read(prefix + "mlp.down_proj.weight", unit.down.t(), cols=rows)
+        source.read(prefix + "mlp.down_proj.weight", unit.down, cols=rows)

@@ -3,8 +3,8 @@
     | resident: embeddings, attention, norms (whole on every worker) | FFN units ...                                   |
                                                                      | L0 s0 | L0 s1 | L0 s2 | L0 s3 | L1 s0 | ...
 
-A unit is one FFN shard of one layer, stored in one piece: ``gate`` rows, ``up`` rows, and ``down`` transposed, so that all
-three are contiguous.
+A unit is one FFN shard of one layer, stored in one piece: the shard's rows of ``gate`` and of ``up``, and its columns of
+``down``, each a contiguous matrix.
 
 padding on:  every unit starts on a page and has its address for life; a worker maps the pages of the shards it holds.
              Giving a shard up is an unmap, no byte moves. Costs less than a page per unit.

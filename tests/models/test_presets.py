@@ -46,7 +46,7 @@ def test_greedy_output_of_a_preset_wanders_and_depends_on_the_prompt(saved, name
     outputs = reference_generate(saved[name], PROMPTS, [48, 48])
     for tokens in outputs:
         assert len(set(tokens)) >= 32, f"repeats itself: {tokens}"
-        assert sum(a == b for a, b in itertools.pairwise(tokens)) <= 4
+        assert sum(a == b for a, b in itertools.pairwise(tokens)) <= len(tokens) // 8
     assert outputs[0] != outputs[1]
 
 
