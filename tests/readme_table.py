@@ -1,0 +1,65 @@
+"""README's results table, from the committed result files. ``python tests/readme_table.py`` prints it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "results"
+RUNS = {
+    "bundled mix of short and longer requests": "serve-default",
+    "Azure 2023 conversation, first 200": "serve-azure-conv-200",
+}
+
+
+def _read(*parts: str) -> dict[str, Any]:
+    return json.loads(RESULTS.joinpath(*parts).read_text())
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def hardware(manifest: dict[str, Any]) -> str:
+    return f"{manifest['cores']} cores of an {manifest['hardware']['cpu']}, {manifest['started'][:10]}"
+
+
+def table() -> list[str]:
+    manifest = _read("serve-default", "manifest.json")
+    lines = [
+        f"`gyges bench run`, preset `tiny`, 4 x TP1, on {hardware(manifest)}:",
+        "",
+        "| workload | done / offered | output tok/s | TTFT p50 / p99 | TPOT p50 / p99 | replay |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, folder in RUNS.items():
+        s = _read(folder, "summary.json")
+        lines.append(
+            f"| {label} | {s['requests']['completed']} / {s['requests']['offered']} "
+            f"| {s['throughput']['output_tokens_per_s']:.0f} "
+            f"| {_ms(s['ttft_s']['p50'])} / {_ms(s['ttft_s']['p99'])} "
+            f"| {_ms(s['tpot_s']['p50'])} / {_ms(s['tpot_s']['p99'])} "
+            f"| {'valid' if s['replay']['valid'] else 'invalid'} |"
+        )
+    peers, manifest = _read("peers", "peers.json"), _read("peers", "manifest.json")
+    lines += [
+        "",
+        f"`gyges bench peers`, preset `small` (fp32), 64 requests, TP1 on all cores, on {hardware(manifest)}:",
+        "",
+        "| mix | this engine, tok/s | against `generate` | against `generate_batch` | share of the floor |",
+        "|---|---|---|---|---|",
+    ]
+    for mix, result in peers["mixes"].items():
+        engine = result["peers"]["engine"]
+        ratios = engine["ratio_to"]
+        lines.append(
+            f"| {mix} | {engine['tokens_per_s']['median']:.0f} "
+            f"| {ratios['generate']['median']:.1f}x | {ratios['generate_batch']['median']:.1f}x "
+            f"| {engine['share_of_floor']['median']:.0%} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
