@@ -95,14 +95,16 @@ def _stream(shape: str, prompt: str, output: str, duration_s: float, **parameter
 
 
 def _default(p: Mapping[str, float]) -> list[Stream]:
-    # A tiny device at TP1 holds about 2k tokens of context; two cores prefill about 2,000 tokens/s and decode 400.
-    # This offers about a quarter of that, so that queues come from bursts and long prompts rather than from overload.
-    short = _stream("poisson", "lognormal:90:0.55:32:256", "lognormal:24:0.6:8:64", p["duration"], rate=p["short_rate"])
+    # Two cores that run `tiny` on four devices serve about 3,000 prompt and 600 output tokens/s together. This offers a
+    # good half of that, so that queues come from bursts and long prompts rather than from overload.
+    short = _stream(
+        "poisson", "lognormal:720:0.5:256:2048", "lognormal:80:0.6:16:256", p["duration"], rate=p["short_rate"]
+    )
     every = 1 / p["long_rate"]
     long = _stream(
         "constant",
-        "uniform:700:1000",
-        "32",
+        "uniform:2800:4000",
+        "64",
         p["duration"],
         rate=p["long_rate"],
         start=min(every / 2, p["duration"] / 2),
@@ -145,7 +147,7 @@ MIXES.add(
     "default",
     NamedMix(
         "the bundled default: many short, a few long requests, scaled to the tiny preset",
-        {"duration": 40.0, "short_rate": 4.0, "long_rate": 0.125},
+        {"duration": 40.0, "short_rate": 2.0, "long_rate": 0.125},
         _default,
     ),
 )
