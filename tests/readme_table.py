@@ -55,7 +55,7 @@ def table() -> list[str]:
         ratios = engine["ratio_to"]
         lines.append(
             f"| {mix} | {engine['tokens_per_s']['median']:.0f} "
-            f"| {ratios['generate']['median']:.1f}x | {ratios['generate_batch']['median']:.1f}x "
+            f"| {ratios['generate']['median']:.2f}x | {ratios['generate_batch']['median']:.2f}x "
             f"| {engine['share_of_floor']['median']:.0%} |"
         )
     return lines

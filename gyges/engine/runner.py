@@ -141,19 +141,20 @@ class ModelRunner:
         chunks: list[PrefillChunk] = []
         wanted: dict[int, int] = {}
         at = 0
+        stride = self.kv.geometry.strides["token"]
         for i, (slot, start, count, samples) in enumerate(rows):
             sequence = self.sequences[slot]
-            stop = start + count
-            tokens[at : at + count] = sequence.tokens[start:stop]
-            span = np.arange(start, stop)
-            positions[at : at + count] = span
-            stride = self.kv.geometry.strides["token"]
-            slots[at : at + count] = sequence.table[span // self.block_size] + span % self.block_size * stride
-            if i < decodes:
-                lengths[i] = stop
-                used = -(-stop // self.block_size)
-                tables[i, :used] = sequence.table[:used]
+            if i < decodes:  # plain numbers: arrays of one element would cost more than the kernel
+                block, inside = divmod(start, self.block_size)
+                tokens[at], positions[at], lengths[i] = sequence.tokens[start], start, start + 1
+                slots[at] = sequence.table[block] + inside * stride
+                tables[i, : block + 1] = sequence.table[: block + 1]
             else:
+                stop = start + count
+                span = np.arange(start, stop)
+                tokens[at : at + count] = sequence.tokens[start:stop]
+                positions[at : at + count] = span
+                slots[at : at + count] = sequence.table[span // self.block_size] + span % self.block_size * stride
                 chunks.append(PrefillChunk(slice(at, at + count), start, sequence.table))
             at += count
             if samples:

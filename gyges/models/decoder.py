@@ -186,11 +186,13 @@ class Decoder:
 
 # Up to this many rows, W @ x^T is faster than x @ W^T in MKL: 1.4 to 1.7 times for 8 to 32 rows, 1.2 at 128 (docs/log.md).
 NARROW = 128
+# A single projection has to turn its result back, which eats the gain earlier.
+NARROW_ALONE = 48
 
 
 def project(x_NK: torch.Tensor, weight_MK: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ weight^T + bias``, contiguous [N, M]."""
-    if len(x_NK) > NARROW:
+    if len(x_NK) > NARROW_ALONE:
         return F.linear(x_NK, weight_MK, bias)
     out = torch.mm(weight_MK, x_NK.t()).t().contiguous()
     return out if bias is None else out.add_(bias)
