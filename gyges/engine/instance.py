@@ -27,7 +27,6 @@ class LiveRequest:
     scheduled_s: float | None = None
     tokens: list[int] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,6 @@ def final_output(
     error: str | None = None,
 ) -> RequestOutput:
     """The last thing said of a request; carries the tokens of ``news`` if there are any."""
-    live.finish_reason = reason
     return RequestOutput(
         request_id=live.request.request_id,
         token_ids=news.token_ids if news else [],

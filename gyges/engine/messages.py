@@ -25,9 +25,6 @@ class Setup(Message):
     source: dict[str, Any]  # SourceSpec's fields
     dtype: str
     members: tuple[int, ...]  # workers of its instance, in rank order
-    shards: tuple[int, int]  # ShardCount(kv, ffn)
-    block_size: int
-    num_blocks: int  # host-wide: block ids are below this
     groups: tuple[int, int]  # block groups to map: first, end
     max_positions: int
     arena_fd: int  # -1: a group of one

@@ -40,7 +40,6 @@ class InstancePlacement:
 class HostPlacement:
     shards: ShardCount
     block_size: int
-    num_blocks: int
     instances: tuple[InstancePlacement, ...]
     max_context: int  # prompt + output, by model or user, whatever the memory
     max_positions: int  # that any instance can reach
@@ -122,4 +121,4 @@ class Placer:
             device += degree
         context = min(self.model.max_position, self.config.max_context or self.model.max_position)
         reachable = min(context, max(i.max_tokens for i in instances) + 1)
-        return HostPlacement(self.shards, self.block_size, self.num_blocks, tuple(instances), context, reachable)
+        return HostPlacement(self.shards, self.block_size, tuple(instances), context, reachable)

@@ -54,7 +54,7 @@ class ModelRunner:
         kernels.warm(setup.dtype == "bfloat16", model.head_dim)
         placer = Placer(config, model, geometry)
         degree, rank = len(setup.members), setup.members.index(setup.worker)
-        self.block_size = setup.block_size
+        self.block_size = placer.block_size
         self.layout = ParallelLayout(degree, rank, placer.shards)
         self.pool = CpuPagePool(placer.device_pages, config.page_bytes, f"gyges-device-{setup.worker}")
 
