@@ -68,11 +68,14 @@ class EngineConfig:
         `shard-pages` is one shard of one block, the choice is the smallest power of two from 16 KiB to 2 MiB in which
         such a block has at least 16 tokens.
     layout: KV layout, see gyges.kv_cache.layouts.   padding: FFN shards start and end on a page.
+    overlap: a transformation goes on between serving steps; off: stop, transform, go on.
+    pages_per_step: KV pages (and FFN pages) that a worker moves between two steps with the overlap on; 0 chooses: a 64th of
+        the device.
     block_size: tokens of a KV block; 0 lets the layout choose (16, or what fills a page of `shard-pages`).
     max_batch_tokens: token budget of one step (chunked prefill).   max_seqs: requests of one step.
     max_context: longest prompt + output, 0 for what the model allows.
     threads: per worker; 0 shares the machine's cores evenly.
-    start_timeout / step_timeout: deadlines of the two long waits.
+    start_timeout / step_timeout / transform_timeout: deadlines of the long waits.
     """
 
     model: str = "tiny"
@@ -85,6 +88,8 @@ class EngineConfig:
     page_bytes: int = 0
     layout: str = "shard-pages"
     padding: bool = True
+    overlap: bool = True
+    pages_per_step: int = 0
     block_size: int = 0
     max_batch_tokens: int = 512
     max_seqs: int = 64
@@ -92,6 +97,7 @@ class EngineConfig:
     threads: int = 0
     start_timeout: float = 120.0
     step_timeout: float = 60.0
+    transform_timeout: float = 120.0
 
     def __post_init__(self) -> None:
         from gyges.kv_cache.layouts import LAYOUTS
@@ -109,13 +115,18 @@ class EngineConfig:
         for name in ("max_batch_tokens", "max_seqs", "device_memory"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("block_size", "max_context", "threads"):
+        for name in ("block_size", "max_context", "threads", "pages_per_step"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 (choose) or positive, got {getattr(self, name)}")
 
     @property
     def num_devices(self) -> int:
         return sum(self.instances)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether instances may change their TP degree while they run."""
+        return len(self.candidate_degrees) > 1
 
     @property
     def candidate_degrees(self) -> tuple[int, ...]:

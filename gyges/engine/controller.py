@@ -1,10 +1,11 @@
 """The controller's loop: one thread that owns all engine state, and waits for whatever happens next.
 
-    commands (submit, abort) --queue + wake-up--> |          | --Step-->     worker 0 .. n
-    worker messages          --sockets----------> |   loop   |
-    worker deaths            --pidfds-----------> |          | --RequestOutput--> callers
+    commands (submit, abort, transform) --queue + wake-up--> |          | --Step, Transform--> worker 0 .. n
+    worker messages                     --sockets----------> |   loop   |
+    worker deaths                       --pidfds-----------> |          | --RequestOutput--> callers
 
-Every wait ends: at a message, a death, a command, or the deadline of the step that has run longest.
+Every wait ends: at a message, a death, a command, or the deadline of whatever has run longest. A worker that dies takes its
+instance with it; what is left of that instance starts again (gyges.engine.recovery), and its requests are computed anew.
 """
 
 from __future__ import annotations
@@ -16,27 +17,50 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 
 from gyges.core import FinishReason, Request, RequestOutput
 from gyges.engine.instance import Instance, LiveRequest, final_output
-from gyges.engine.messages import Failed, StepDone
+from gyges.engine.messages import Failed, Parked, Ready, StepDone, Transformed
 from gyges.engine.process import WorkerProcess
-from gyges.errors import EngineError
+from gyges.engine.recovery import Incident, Recovery, Workers
+from gyges.engine.transformer import Surroundings, TransformationReport, Transformer
+from gyges.errors import EngineError, UserError
 from gyges.scheduling.batching import Sequence
-from gyges.scheduling.routing import Reject, RoutingPolicy
+from gyges.scheduling.routing import HostView, Merge, RoutingPolicy, Send, Split, Wait
+from gyges.transform.plan import PlanImpossible
+from gyges.transform.shape import Transformation, merge, split
 
 Deliver = Callable[[RequestOutput], None]
 
 
 class Controller:
-    """Runs from :meth:`start` to :meth:`stop`. ``submit`` and ``abort`` may be called from any thread."""
+    """Runs from :meth:`start` to :meth:`stop`. ``submit``, ``abort`` and ``transform`` may be called from any thread."""
 
-    def __init__(self, instances: list[Instance], policy: RoutingPolicy, max_context: int, step_timeout: float) -> None:
-        self.instances, self.policy = instances, policy
+    def __init__(
+        self,
+        instances: list[Instance],
+        policy: RoutingPolicy,
+        around: Surroundings,
+        workers: Workers,
+        *,
+        max_context: int,
+        step_timeout: float,
+    ) -> None:
+        self.instances, self.policy, self.around, self._workers = instances, policy, around, workers
         self.max_context, self.step_timeout = max_context, step_timeout
+        host = around.host
+        self.host_view = HostView({d: host.max_tokens(d) for d in host.degrees if host.max_groups(d) >= 1})
         self.failure: EngineError | None = None
-        self._live: dict[str, tuple[LiveRequest, Instance]] = {}
+        self.reports: list[TransformationReport] = []
+        self.incidents: list[Incident] = []
+        self._transformers: list[Transformer] = []
+        self._paused: list[Transformer] = []  # over, but some request has not had its next token
+        self._recoveries: list[Recovery] = []
+        self._pending: list[LiveRequest] = []  # admitted, and no instance can take them now
+        self._changed = False  # something for the policy to review
+        self._live: dict[str, LiveRequest] = {}
         self._order = 0
         self._commands: deque[Callable[[], None]] = deque()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -48,11 +72,12 @@ class Controller:
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._drain_commands)
         for instance in instances:
             for worker in instance.workers:
-                talks, dies = partial(self._handle, instance, worker), partial(self._mourn, instance, worker)
-                self._selector.register(worker.connection, selectors.EVENT_READ, talks)
-                self._selector.register(worker.pidfd, selectors.EVENT_READ, dies)
+                self._selector.register(worker.connection, selectors.EVENT_READ, partial(self._handle, worker))
+                self._selector.register(worker.pidfd, selectors.EVENT_READ, partial(self._mourn, worker))
         self.busy_s = 0.0  # spent outside of waiting
         self.steps = 0
+
+    # -- from any thread ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._thread.start()
@@ -78,6 +103,15 @@ class Controller:
     def abort(self, request_id: str) -> None:
         self._post(lambda: self._aborting.add(request_id))
 
+    def transform(
+        self, devices: tuple[int, ...], degrees: tuple[int, ...], cause: str, overlap: bool | None = None
+    ) -> Future[TransformationReport]:
+        """Instances on exactly these devices become instances of ``degrees``. The future gets the report once it is over, or
+        PlanImpossible (nothing has changed), UserError (it makes no sense), EngineError (it broke; see incidents)."""
+        future: Future[TransformationReport] = Future()
+        self._post(lambda: self._ask(devices, degrees, cause, future, overlap))
+        return future
+
     def _post(self, command: Callable[[], None]) -> None:
         with self._lock:
             if self.failure is not None:
@@ -91,6 +125,8 @@ class Controller:
         if self._wake_w >= 0:
             with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
                 os.write(self._wake_w, b"x")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -110,33 +146,76 @@ class Controller:
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._timeout()):
-            key.data()
+            try:
+                key.data()
+            except EngineError as error:
+                self._broke(error)
         started = time.monotonic()
         for request_id in list(self._aborting):
             self._try_abort(request_id)
-        for instance in self.instances:
-            if instance.launch(started):
-                self.steps += 1
+        if self._changed:
+            self._review()
+        try:
+            for transformer in list(self._transformers):
+                self._advance(transformer)
+            for instance in list(self.instances):
+                if instance.launch(started):
+                    self.steps += 1
+        except EngineError as error:
+            self._broke(error)
+        if self._paused:
+            self._paused = [t for t in self._paused if not t.note_pauses()]
         self.busy_s += time.monotonic() - started
 
-    def _timeout(self) -> float | None:
-        """Seconds until the step that has run longest is overdue. Raises EngineError once it is."""
-        under_way = [i for i in self.instances if i.plan is not None]
-        if not under_way:
-            return None
-        oldest = min(under_way, key=lambda i: i.step_started_s)
-        left = oldest.step_started_s + self.step_timeout - time.monotonic()
-        if left <= 0:
-            raise EngineError(
-                f"instance {oldest.name} (workers {oldest.placement.members}) did not finish a step within "
-                f"{self.step_timeout:.0f} s; raise step_timeout if the step is really that long"
-            )
-        return left
+    def _broke(self, error: EngineError) -> None:
+        """A worker could not be reached or told that it failed: its instance is broken up. Anything else ends the engine."""
+        worker = getattr(error, "worker", None)
+        if worker is None:
+            raise error
+        self._lose({worker}, error)
 
-    def _mourn(self, instance: Instance, worker: WorkerProcess) -> None:
+    def _timeout(self) -> float | None:
+        """Seconds until the first deadline. Deals with what is overdue."""
+        now = time.monotonic()
+        deadlines: list[float] = []
+        for instance in list(self.instances):
+            if instance.plan is not None:
+                left = instance.step_started_s + self.step_timeout
+                if left <= now:
+                    self._overdue(instance)
+                    return 0.0
+                deadlines.append(left)
+        for transformer in list(self._transformers):
+            if transformer.deadline_s <= now:
+                self._late(transformer)
+                return 0.0
+            deadlines.append(transformer.deadline_s)
+        for recovery in list(self._recoveries):
+            if recovery.deadline_s <= now:
+                self._lose(recovery.silent(), EngineError(f"{recovery.silent_names()} did not answer after a failure"))
+                return 0.0
+            deadlines.append(recovery.deadline_s)
+        return min(deadlines) - now if deadlines else None
+
+    def _overdue(self, instance: Instance) -> None:
+        error = EngineError(
+            f"instance {instance.name} (workers {instance.members}) did not finish a step within "
+            f"{self.step_timeout:.0f} s; raise step_timeout if the step is really that long"
+        )
+        self._lose(set(instance.members) if instance.degree == 1 else set(), error, suspects=instance.members)
+
+    def _late(self, transformer: Transformer) -> None:
+        error = EngineError(
+            f"the {transformer.shape.kind} of workers {transformer.report.devices} was not over within "
+            f"{self.around.timeout:.0f} s (phase {transformer.phase}); raise transform_timeout if it really takes that long"
+        )
+        members = tuple(worker for instance in transformer.instances for worker in instance.members)
+        self._lose(set(), error, suspects=members)
+
+    def _mourn(self, worker: WorkerProcess) -> None:
         """Its last message, if there is one, explains more than its exit code."""
         while worker.connection.poll():
-            self._handle(instance, worker)
+            self._handle(worker)
         raise worker.death()
 
     def _drain_commands(self) -> None:
@@ -147,19 +226,45 @@ class Controller:
         while self._commands:
             self._commands.popleft()()
 
-    def _handle(self, instance: Instance, worker: WorkerProcess) -> None:
+    def _instance_of(self, worker: int) -> Instance | None:
+        return next((i for i in self.instances if worker in i.members), None)
+
+    def _handle(self, worker: WorkerProcess) -> None:
         message = worker.receive()
         now = time.monotonic()
         if isinstance(message, Failed):
-            raise EngineError(
-                f"worker {worker.worker} of instance {instance.name} failed: {message.error}\n{worker.last_words()}"
-            )
-        assert isinstance(message, StepDone), f"unexpected {type(message).__name__}"
+            raise worker.failed(message.error)
+        recovery = next((r for r in self._recoveries if worker.worker in r.workers), None)
+        if isinstance(message, Parked | Ready):
+            if recovery is None or message.recovery != recovery.number:
+                pass  # of a recovery that another death has overtaken
+            elif isinstance(message, Parked):
+                recovery.parked(worker.worker)
+                if recovery.impossible:
+                    self._recovered(recovery)
+            elif recovery.ready(worker.worker):
+                self._recovered(recovery)
+        elif recovery is not None:
+            pass  # an answer to something that broke
+        elif isinstance(message, StepDone):
+            self._step_done(worker, message, now)
+        else:
+            assert isinstance(message, Transformed), f"unexpected {type(message).__name__}"
+            transformer = next(t for t in self._transformers if worker.worker in t.shape.wide)
+            if transformer.transformed(worker.worker, message.spent):
+                self._finished(transformer)
+        self.busy_s += time.monotonic() - now
+
+    def _step_done(self, worker: WorkerProcess, message: StepDone, now: float) -> None:
+        instance = self._instance_of(worker.worker)
+        assert instance is not None, f"worker {worker.worker} answers for no instance"
         for live, output in instance.complete(message, now):
             if output.finished:
                 del self._live[live.request.request_id]
+                self._changed = True
             live.deliver(output)
-        self.busy_s += time.monotonic() - now
+
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def _admit(self, request: Request, deliver: Deliver, submitted: float) -> None:
         sequence = Sequence(
@@ -170,37 +275,238 @@ class Controller:
         )
         live = LiveRequest(request, sequence, self._order, deliver, submitted)
         self._order += 1
+        self._live[request.request_id] = live
         context = len(request.prompt) + request.sampling.max_tokens
-        decision = (
-            Reject(f"needs a context of {context} tokens; the longest allowed is {self.max_context}")
-            if context > self.max_context
-            else self.policy.route(sequence.max_length, [i.view() for i in self.instances])
-        )
-        if isinstance(decision, Reject):
-            deliver(final_output(live, FinishReason.REJECTED, time.monotonic(), None, error=decision.reason))
+        if context > self.max_context:
+            self._reject(live, f"needs a context of {context} tokens; the longest allowed is {self.max_context}")
             return
-        instance = self.instances[decision.index]
-        self._live[request.request_id] = (live, instance)
-        instance.add(live)
+        self._place(live)
+
+    def _place(self, live: LiveRequest) -> None:
+        """Asks the policy. A request that no instance can take now, but one later, waits."""
+        length = live.sequence.max_length
+        if not self.instances:
+            self._pending.append(live)
+            return
+        decision = self.policy.route(length, [i.view() for i in self.instances], self.host_view)
+        if isinstance(decision, Merge):
+            try:
+                target = self._start_merge(decision)
+            except PlanImpossible:
+                target = None
+            if target is not None and target.wide is not None:
+                self._give(live, target.wide)
+                return
+            decision = Wait()
+        if isinstance(decision, Send):
+            self._give(live, self.instances[decision.index])
+        elif isinstance(decision, Wait) or self._recoveries:
+            self._pending.append(live)
+        else:
+            self._reject(live, decision.reason)
+
+    def _give(self, live: LiveRequest, instance: Instance) -> None:
+        if instance.batcher.fits_alone(live.sequence.max_length):
+            instance.add(live)
+        else:
+            self._pending.append(live)
+
+    def _reject(self, live: LiveRequest, reason: str) -> None:
+        """What was computed once and can be held nowhere any more has failed; what never began is rejected."""
+        del self._live[live.request.request_id]
+        kind = FinishReason.FAILED if live.sequence.preemptions else FinishReason.REJECTED
+        live.deliver(final_output(live, kind, time.monotonic(), None, error=reason))
 
     def _try_abort(self, request_id: str) -> None:
         """Ends a request between steps: while one is under way its blocks are in use, so it is asked again after."""
-        live, instance = self._live.get(request_id, (None, None))
-        if live is not None and instance is not None:
-            if instance.plan is not None:
-                return
+        live = self._live.get(request_id)
+        if live is not None:
+            instance = next((i for i in self.instances if live.sequence in i.live), None)
+            if instance is not None:
+                settling = instance.held and instance.joint is not None
+                if instance.plan is not None or settling:
+                    return
+                instance.drop(live)
+            elif live in self._pending:
+                self._pending.remove(live)
+            else:
+                return  # between two instances
             del self._live[request_id]
-            instance.drop(live)
-            live.deliver(final_output(live, FinishReason.ABORTED, time.monotonic(), instance.name))
+            self._changed = True
+            live.deliver(
+                final_output(live, FinishReason.ABORTED, time.monotonic(), instance.name if instance else None)
+            )
         self._aborting.discard(request_id)
 
     def _end_all(self, reason: FinishReason, error: str) -> None:
         with self._lock:
             self._stopping = True
             commands, self._commands = self._commands, deque()
+        for transformer in self._transformers:
+            if not transformer.future.done():
+                transformer.future.set_exception(EngineError(error))
         for command in commands:
             command()  # submissions that came too late are admitted, to be ended like the rest
         now = time.monotonic()
-        for live, instance in list(self._live.values()):
-            live.deliver(final_output(live, reason, now, instance.name, error=error))
+        for live in list(self._live.values()):
+            instance = next((i.name for i in self.instances if live.sequence in i.live), None)
+            live.deliver(final_output(live, reason, now, instance, error=error))
         self._live.clear()
+
+    # -- transformations ----------------------------------------------------------------------------------------------
+
+    def _review(self) -> None:
+        self._changed = False
+        pending, self._pending = self._pending, []
+        for live in pending:
+            self._place(live)
+        if not self.instances or self._pending:
+            return
+        for wish in self.policy.review([i.view() for i in self.instances], self.host_view):
+            try:
+                if isinstance(wish, Merge):
+                    self._start_merge(wish)
+                else:
+                    self._start_split(wish)
+            except PlanImpossible:
+                continue  # not yet; it is asked again when something has changed
+
+    def _start_merge(self, wish: Merge) -> Transformer | None:
+        sources = [self.instances[i] for i in wish.indices]
+        shape = merge(tuple(s.members for s in sources), self.around.host.shards)
+        return self._start(shape, sources, wish.cause, Future(), None)
+
+    def _start_split(self, wish: Split) -> Transformer | None:
+        source = self.instances[wish.index]
+        shape = split(source.members, wish.degrees, self.around.host.shards)
+        return self._start(shape, [source], wish.cause, Future(), None)
+
+    def _ask(
+        self,
+        devices: tuple[int, ...],
+        degrees: tuple[int, ...],
+        cause: str,
+        future: Future[TransformationReport],
+        overlap: bool | None,
+    ) -> None:
+        try:
+            sources = [i for i in self.instances if set(i.members) & set(devices)]
+            held = {worker for source in sources for worker in source.members}
+            now = tuple(source.degree for source in sources)
+            if held != set(devices) or (len(sources) > 1) == (len(degrees) > 1) or sum(degrees) != len(held):
+                raise UserError(
+                    f"instances {now} of devices {sorted(held)} cannot become {degrees} on devices {sorted(devices)}; "
+                    "a merge takes several whole instances to one, a split one to several, on the same devices"
+                )
+            shards = self.around.host.shards
+            if len(degrees) == 1:
+                shape = merge(tuple(s.members for s in sources), shards)
+            else:
+                shape = split(sources[0].members, degrees, shards)
+            self._start(shape, sources, cause, future, overlap)
+        except (UserError, PlanImpossible) as error:
+            future.set_exception(error)
+
+    def _start(
+        self,
+        shape: Transformation,
+        sources: list[Instance],
+        cause: str,
+        future: Future[TransformationReport],
+        overlap: bool | None,
+    ) -> Transformer:
+        """Raises PlanImpossible where it cannot be begun, UserError for a degree that the host cannot take."""
+        if any(source.held or source.joint is not None for source in sources):
+            raise PlanImpossible("another transformation is under way on these devices")
+        for degree in {len(shape.wide), *(len(members) for members in shape.narrow)}:
+            if degree not in self.host_view.max_tokens:
+                known = ", ".join(f"TP{d}" for d in self.host_view.max_tokens)
+                raise UserError(f"TP{degree} is not among the degrees of this host ({known}); add it to --tp-degrees")
+        if shape.kind == "split":
+            longest = max(self.host_view.max_tokens[len(members)] for members in shape.narrow)
+            if any(sequence.max_length > longest for sequence in sources[0].batcher.running):
+                raise PlanImpossible(
+                    f"a running request needs more than the {longest} tokens that these instances hold"
+                )
+        transformer = Transformer(self.around, shape, sources, cause, future, overlap)
+        self._transformers.append(transformer)
+        return transformer
+
+    def _advance(self, transformer: Transformer) -> None:
+        try:
+            replacing = transformer.advance()
+        except PlanImpossible as error:
+            self._called_off(transformer, error)
+            return
+        if replacing is not None:
+            self.instances = [i for i in self.instances if i not in transformer.sources] + replacing
+            self._changed = True
+
+    def _called_off(self, transformer: Transformer, error: EngineError) -> None:
+        """Before anything has changed."""
+        assert transformer.phase == "gather", f"{transformer.phase} fell through: {error}"
+        for source in transformer.sources:
+            source.held = False
+        self._transformers.remove(transformer)
+        transformer.future.set_exception(error)
+
+    def _finished(self, transformer: Transformer) -> None:
+        now, homeless = transformer.finish()
+        self._transformers.remove(transformer)
+        self.instances = [i for i in self.instances if i is not transformer.wide and i not in transformer.sources] + now
+        self.reports.append(transformer.report)
+        self._paused.append(transformer)
+        self._pending += homeless
+        self._changed = True
+        transformer.future.set_result(transformer.report)
+
+    # -- failures -----------------------------------------------------------------------------------------------------
+
+    def _lose(self, dead: set[int], error: EngineError, suspects: tuple[int, ...] = ()) -> None:
+        """``dead`` workers are gone. Their instances, and that of ``suspects`` (one of whom must have died), are broken up."""
+        touched = dead | set(suspects)
+        survivors: set[int] = set()
+        orphans: list[LiveRequest] = []
+        for transformer in [t for t in self._transformers if set(t.shape.wide) & touched]:
+            self._transformers.remove(transformer)
+            transformer.report.error, transformer.report.end_s = str(error), time.monotonic()
+            self.reports.append(transformer.report)
+            for source in transformer.sources:
+                source.held = False
+            transformer.future.set_exception(EngineError(f"the transformation broke: {error}"))
+        for instance in [i for i in self.instances if set(i.members) & touched]:
+            self.instances = [i for i in self.instances if i is not instance]
+            survivors |= set(instance.members)
+            orphans += instance.live.values()
+        for recovery in [r for r in self._recoveries if r.workers & touched]:
+            self._recoveries.remove(recovery)
+            survivors |= recovery.workers
+        for worker in dead:
+            self._bury(worker)
+        survivors -= dead
+        for live in orphans:
+            live.sequence.start_over()
+        names = sorted(dead) or f"one of {sorted(suspects)}"
+        self.incidents.append(Incident(time.monotonic(), tuple(sorted(touched)), f"{names}: {error}", len(orphans)))
+        if survivors:
+            self._recoveries.append(Recovery(self._workers, self.around, survivors, len(self.incidents), error))
+        elif not self.instances and not self._recoveries:
+            raise error
+        self._pending += orphans
+        self._changed = True
+
+    def _bury(self, worker: int) -> None:
+        process = self.around.workers[worker]
+        if process.pidfd < 0:
+            return
+        for watched in (process.connection, process.pidfd):
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(watched)
+        process.kill()
+
+    def _recovered(self, recovery: Recovery) -> None:
+        self._recoveries.remove(recovery)
+        self.instances = self.instances + recovery.instances()
+        if not self.instances and not self._recoveries:
+            raise recovery.cause
+        self._changed = True

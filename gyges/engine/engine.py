@@ -9,27 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import select
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from gyges.config import EngineConfig
 from gyges.core import FinishReason, Request, RequestOutput
 from gyges.engine.controller import Controller, Deliver
 from gyges.engine.instance import Instance, InstanceStatus
-from gyges.engine.messages import Failed, Ready, Setup
+from gyges.engine.messages import Failed, Peers, Ready, Setup
 from gyges.engine.placement import HostPlacement, Placer
-from gyges.engine.process import WorkerProcess
+from gyges.engine.process import WorkerProcess, receive_descriptors, send_descriptors
+from gyges.engine.recovery import Incident
+from gyges.engine.transformer import Surroundings, TransformationReport
 from gyges.errors import EngineError, UserError
 from gyges.memory.cpu import require_memory
 from gyges.models.hub import resolve_model
-from gyges.scheduling.batching import BatchLimits
+from gyges.scheduling.batching import BatchLimits, BlockSource
 from gyges.scheduling.routing import POLICIES
+
+if TYPE_CHECKING:
+    from gyges.parallel.arena import SharedArena
 
 
 class Engine:
@@ -50,8 +58,11 @@ class Engine:
         self.placement: HostPlacement = self.placer.host()
         self.workers: list[WorkerProcess] = []
         self.ready: list[Ready] = []
-        self.instances: list[Instance] = []
+        self.arena: SharedArena | None = None
+        self.start_timeout = self.config.start_timeout
         self.start_s = 0.0
+        self._named = 0
+        self._descriptors: dict[int, tuple[int, ...]] = {}
         self._controller: Controller | None = None
         self._ids: set[str] = set()
         self._ids_lock = threading.Lock()
@@ -78,57 +89,68 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        limits = BatchLimits(self.config.max_batch_tokens, self.config.max_seqs, self.placement.block_size)
-        self.instances = [
-            Instance(
-                f"i{index}",
-                placement,
-                tuple(self.workers[w] for w in placement.members),
-                limits,
-                self.model.config.eos_token_ids,
-            )
-            for index, placement in enumerate(self.placement.instances)
+        around = Surroundings(
+            host=self.placer.shape,
+            host_ids=self.placer.shape.host_ids(),
+            parity=dict.fromkeys(range(self.config.num_devices), 0),
+            workers=self.workers,
+            overlap=self.config.overlap,
+            pages_per_step=self.config.pages_per_step or max(1, self.placer.device_pages // 64),
+            timeout=self.config.transform_timeout,
+            make_instance=self._make_instance,
+        )
+        instances = [
+            self._make_instance(p.members, around.host.allocator(p.degree, around.host_ids))
+            for p in self.placement.instances
         ]
-        self._controller = Controller(self.instances, self.policy, self.placement.max_context, self.config.step_timeout)
+        self._controller = Controller(
+            instances,
+            self.policy,
+            around,
+            self,
+            max_context=self.placement.max_context,
+            step_timeout=self.config.step_timeout,
+        )
         self._controller.start()
         self.start_s = time.monotonic() - started
+
+    def _make_instance(self, members: tuple[int, ...], blocks: BlockSource) -> Instance:
+        limits = BatchLimits(self.config.max_batch_tokens, self.config.max_seqs, self.placement.block_size)
+        name, self._named = f"i{self._named}", self._named + 1
+        workers = tuple(self.workers[w] for w in members)
+        return Instance(name, workers, limits, self.model.config.eos_token_ids, blocks)
 
     def _spawn(self) -> None:
         from gyges.parallel.arena import SharedArena
 
-        arena = None
-        if any(p.degree > 1 for p in self.placement.instances):
-            arena = SharedArena.create(self.config.num_devices, self._message_bytes())
-        try:
-            for instance in self.placement.instances:
-                for worker in instance.members:
-                    inherit = (arena.fd,) if arena and instance.degree > 1 else ()
-                    self.workers.append(WorkerProcess(worker, self.config.worker_threads, inherit))
-            for instance in self.placement.instances:
-                for worker in instance.members:
-                    self.workers[worker].send(
-                        Setup(
-                            worker=worker,
-                            engine=self.config.to_dict(),
-                            hf_config=self.model.hf_config,
-                            source=asdict(self.model.source_spec),
-                            dtype=self.dtype,
-                            members=instance.members,
-                            groups=(instance.groups.start, instance.groups.stop),
-                            max_positions=self.placement.max_positions,
-                            arena_fd=arena.fd if arena and instance.degree > 1 else -1,
-                            arena_bytes=arena.buffer_bytes if arena else 0,
-                        )
+        if max(self.config.candidate_degrees) > 1:
+            self.arena = SharedArena.create(self.config.num_devices, self._message_bytes())
+        arena = self.arena
+        inherit = (arena.fd,) if arena else ()
+        for worker in range(self.config.num_devices):
+            self.workers.append(WorkerProcess(worker, self.config.worker_threads, inherit))
+        for instance in self.placement.instances:
+            for worker in instance.members:
+                self.workers[worker].send(
+                    Setup(
+                        worker=worker,
+                        engine=self.config.to_dict(),
+                        hf_config=self.model.hf_config,
+                        source=asdict(self.model.source_spec),
+                        dtype=self.dtype,
+                        members=instance.members,
+                        max_positions=self.placement.max_positions,
+                        arena_fd=arena.fd if arena else -1,
+                        arena_bytes=arena.buffer_bytes if arena else 0,
                     )
-        finally:
-            if arena:
-                arena.close()
+                )
 
     def _message_bytes(self) -> int:
         """The largest collective: hidden states of a full step, or one rank's logits of all sequences."""
         g, c = self.geometry, self.config
         hidden = c.max_batch_tokens * g.hidden_size
-        logits = min(c.max_seqs, c.max_batch_tokens) * g.vocab_size
+        # A merged instance goes on with what all of its parts were running.
+        logits = min(c.max_seqs * (c.num_devices if c.transforms else 1), c.max_batch_tokens) * g.vocab_size
         return max(hidden, logits) * g.item_size
 
     def _await_ready(self, deadline: float) -> list[Ready]:
@@ -152,7 +174,24 @@ class Engine:
                     raise EngineError(f"worker {worker.worker} could not start: {message.error}\n{worker.last_words()}")
                 assert isinstance(message, Ready), f"unexpected {type(message).__name__}"
                 ready[worker.worker] = message
+                if self.config.transforms:
+                    self._descriptors[worker.worker] = receive_descriptors(worker.connection.fileno(), 2)
+        if self.config.transforms:
+            self._introduce()
         return [ready[w.worker] for w in self.workers]
+
+    def _introduce(self) -> None:
+        """Every worker gets the descriptors of all workers' pages: what a transformation reads, it reads from the peer itself."""
+        names = tuple(self._descriptors)
+        flat = tuple(fd for name in names for fd in self._descriptors[name])
+        try:
+            for worker in self.workers:
+                worker.send(Peers(names, 2))
+                send_descriptors(worker.connection.fileno(), flat)
+        finally:
+            for fd in flat:
+                os.close(fd)
+            self._descriptors.clear()
 
     def close(self) -> None:
         """Ends everything; unfinished requests end as aborted. Idempotent, and safe after a failure."""
@@ -165,6 +204,12 @@ class Engine:
             for worker in self.workers:
                 worker.close()
             self.workers = []
+            if self.arena is not None:
+                self.arena.close()
+            for fds in self._descriptors.values():
+                for fd in fds:
+                    os.close(fd)
+            self._descriptors.clear()
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +220,7 @@ class Engine:
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """``deliver`` is called on the controller's thread with each output; it must be quick and must not raise."""
-        assert self._controller is not None, "start the engine first (use it as a context manager)"
+        controller = self._running
         vocab = self.geometry.vocab_size
         if min(request.prompt) < 0 or max(request.prompt) >= vocab:
             raise UserError(f"request {request.request_id!r}: token ids must be in [0, {vocab})")
@@ -191,7 +236,7 @@ class Engine:
             deliver(output)
 
         try:
-            self._controller.submit(request, relay)
+            controller.submit(request, relay)
         except BaseException:
             with self._ids_lock:
                 self._ids.discard(request.request_id)
@@ -199,8 +244,7 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Withdraws a request; its last output says ABORTED. Unknown or ended ids are ignored."""
-        assert self._controller is not None, "start the engine first"
-        self._controller.abort(request_id)
+        self._running.abort(request_id)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[RequestOutput]:
         """Runs all requests at once; yields one output per request, with all its tokens, as they end.
@@ -255,12 +299,45 @@ class Engine:
 
     def status(self) -> list[InstanceStatus]:
         """One entry per instance, as of now."""
-        return [instance.status() for instance in self.instances]
+        return [instance.status() for instance in self._running.instances]
+
+    @property
+    def reports(self) -> list[TransformationReport]:
+        """Transformations that are over, in that order; broken ones have an error."""
+        return list(self._running.reports)
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """Workers that died or did not answer, and what became of their requests."""
+        return list(self._running.incidents)
+
+    # -- transformations ----------------------------------------------------------------------------------------------
+
+    def merge(
+        self, devices: Iterable[int], cause: str = "by hand", *, overlap: bool | None = None
+    ) -> Future[TransformationReport]:
+        """The instances on these devices become one. The future gets the report once it serves requests.
+
+        ``overlap``: None as configured. The future's exception is a UserError where it makes no sense, PlanImpossible where
+        it cannot be done now (nothing has changed), EngineError where a worker failed on the way.
+        """
+        devices = tuple(sorted(devices))
+        return self._running.transform(devices, (len(devices),), cause, overlap)
+
+    def split(
+        self, devices: Iterable[int], degrees: Iterable[int], cause: str = "by hand", *, overlap: bool | None = None
+    ) -> Future[TransformationReport]:
+        """The instance on these devices becomes several of these TP degrees; see :meth:`merge`."""
+        return self._running.transform(tuple(sorted(devices)), tuple(degrees), cause, overlap)
 
     def controller_overhead_s(self) -> float:
         """Mean seconds the controller spent per step, outside of waiting."""
-        assert self._controller is not None, "start the engine first"
-        return self._controller.busy_s / max(1, self._controller.steps)
+        return self._running.busy_s / max(1, self._running.steps)
+
+    @property
+    def _running(self) -> Controller:
+        assert self._controller is not None, "start the engine first (use it as a context manager)"
+        return self._controller
 
 
 @contextlib.contextmanager

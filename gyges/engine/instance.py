@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from gyges.core import FinishReason, Request, RequestOutput
+from gyges.engine.joint import Joint
 from gyges.engine.messages import NewSequence, Step, StepDone, encode, pack_tokens
-from gyges.engine.placement import InstancePlacement
 from gyges.engine.process import WorkerProcess
-from gyges.kv_cache.blocks import BlockAllocator
-from gyges.scheduling.batching import Batcher, BatchLimits, BatchPlan, Sequence
+from gyges.scheduling.batching import Batcher, BatchLimits, BatchPlan, BlockSource, Sequence
 from gyges.scheduling.routing import InstanceView
+from gyges.transform.ops import AnyOp
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +31,7 @@ class LiveRequest:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """What can be seen from outside at one moment; counts are cumulative."""
+    """What can be seen from outside at one moment; counts are cumulative over the instance's life."""
 
     name: str
     degree: int
@@ -47,46 +47,60 @@ class InstanceStatus:
 
 
 class Instance:
-    """Composes batching (what to compute) with the workers (who computes it). Driven by the controller's loop alone."""
+    """Composes batching (what to compute) with the workers (who computes it). Driven by the controller's loop alone.
+
+    ``workers`` in rank order.   ``joint``: while an overlapped transformation is under way, what each step moves.
+    ``held``: no new step is launched (a transformation waits for this one, or is between two).
+    """
 
     def __init__(
         self,
         name: str,
-        placement: InstancePlacement,
         workers: tuple[WorkerProcess, ...],
         limits: BatchLimits,
         eos_token_ids: tuple[int, ...],
+        blocks: BlockSource,
     ) -> None:
-        self.name, self.placement, self.workers, self.limits = name, placement, workers, limits
+        self.name, self.workers, self.limits = name, workers, limits
         self.eos = frozenset(eos_token_ids)
-        self.batcher = Batcher(limits, BlockAllocator(placement.blocks))
+        self.batcher = Batcher(limits, blocks)
         self.live: dict[Sequence, LiveRequest] = {}
         self.plan: BatchPlan | None = None
+        self.joint: Joint | None = None
+        self.held = False
         self.step = 0
         self.step_started_s = 0.0
-        self._dropped: list[int] = []
-        self._sampled: list[tuple[int, int, int]] = []
+        self.dropped: list[int] = []
+        self.sampled: list[tuple[int, int, int]] = []
         self.output_tokens = self.prompt_tokens = self.preemptions = 0
         self.compute_s = self.step_s = 0.0
 
     @property
-    def degree(self) -> int:
-        return self.placement.degree
+    def members(self) -> tuple[int, ...]:
+        return tuple(worker.worker for worker in self.workers)
 
     @property
-    def rank0(self) -> WorkerProcess:
-        return self.workers[0]
+    def degree(self) -> int:
+        return len(self.workers)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest context that can ever be held here."""
+        return self.batcher.allocator.total * self.limits.block_size
 
     def view(self) -> InstanceView:
         batcher = self.batcher
         return InstanceView(
             name=self.name,
             degree=self.degree,
-            max_tokens=self.placement.max_tokens,
+            devices=self.members,
+            max_tokens=self.max_tokens,
             free_tokens=batcher.allocator.num_free * self.limits.block_size,
             running=len(batcher.running),
             waiting=len(batcher.waiting),
             remaining_tokens=batcher.remaining_tokens,
+            longest_tokens=max((sequence.max_length for sequence in batcher), default=0),
+            transforming=self.joint is not None or self.held,
         )
 
     def status(self) -> InstanceStatus:
@@ -95,7 +109,7 @@ class Instance:
         return InstanceStatus(
             name=self.name,
             degree=self.degree,
-            devices=self.placement.members,
+            devices=self.members,
             running=len(batcher.running),
             waiting=len(batcher.waiting),
             kv_used_blocks=batcher.allocator.num_held,
@@ -114,51 +128,81 @@ class Instance:
         """Takes a request out. Not while a step is under way."""
         assert self.plan is None, "a request leaves between steps"
         if live.sequence in self.batcher.running:
-            self._dropped.append(live.slot)
+            self.dropped.append(live.slot)
         self.batcher.finish(live.sequence)
         del self.live[live.sequence]
 
     def launch(self, now: float) -> bool:
         """Starts the next step if there is one and none is under way."""
-        if self.plan is not None:
+        if self.plan is not None or self.held:
             return False
+        ops = self._move()
         plan = self.batcher.schedule()
+        late = self.joint.planner.take() if self.joint is not None else []
         if plan is None:
-            return False
+            if not ops and not late:
+                return False
+            plan = BatchPlan()
         self.plan, self.step, self.step_started_s = plan, self.step + 1, now
         self.preemptions += len(plan.preempted)
         for sequence in plan.admitted:
             live = self.live[sequence]
             if live.scheduled_s is None:
                 live.scheduled_s = now
-        gone = self._dropped + [self.live[s].slot for s in plan.preempted]
+        dropped, preempted = self.take_dropped(), [self.live[s].slot for s in plan.preempted]
         message = Step(
             step=self.step,
             rows=[(self.live[r.sequence].slot, r.start, r.count, r.samples) for r in plan.rows],
-            new=[self._new_sequence(self.live[s]) for s in plan.admitted],
+            new=[self.new_sequence(s) for s in plan.admitted],
             extended=[(self.live[s].slot, blocks) for s, blocks in plan.extended],
-            dropped=gone,
-            sampled=[entry for entry in self._sampled if entry[0] not in gone] if self.degree > 1 else [],
+            dropped=dropped,
+            sampled=self.take_sampled([*dropped, *preempted]),
+            ops=ops,
+            preempted=preempted,
+            late=late,
         )
-        self._dropped, self._sampled = [], []
         data = encode(message)
         for worker in self.workers:
             worker.send_bytes(data)
         return True
 
-    @staticmethod
-    def _new_sequence(live: LiveRequest) -> NewSequence:
+    def _move(self) -> list[AnyOp]:
+        """What this step moves of a transformation. Before the batch is made: it sees who has been switched."""
+        if self.joint is None:
+            return []
+        slots = {sequence: live.slot for sequence, live in self.live.items()}
+        growing = sum(self.batcher.blocks_for(s.known) - len(s.blocks) for s in self.batcher.running)
+        self.joint.advance(slots, growing)
+        return self.joint.planner.take()
+
+    def take_dropped(self) -> list[int]:
+        """Slots that the workers must still be told to forget."""
+        dropped, self.dropped = self.dropped, []
+        return dropped
+
+    def take_sampled(self, gone: list[int]) -> list[tuple[int, int, int]]:
+        """Tokens that ranks other than 0 must still be told."""
+        sampled, self.sampled = self.sampled, []
+        return [entry for entry in sampled if entry[0] not in gone] if self.degree > 1 else []
+
+    def new_sequence(self, sequence: Sequence, first: int = 0, narrow: int = -1) -> NewSequence:
+        """How a worker is told of a sequence; ``first``: tokens before that position are in the KV cache already."""
+        live = self.live[sequence]
         request, sampling = live.request, live.request.sampling
+        spot = self.joint.blocks.spots[sequence] if self.joint is not None else None
         return NewSequence(
             slot=live.slot,
-            tokens=pack_tokens([*request.prompt, *live.tokens]),
+            first=first,
+            tokens=pack_tokens([*request.prompt, *live.tokens][first:]),
             prompt_tokens=len(request.prompt),
-            max_length=live.sequence.max_length,
-            blocks=live.sequence.blocks,
+            max_length=sequence.max_length,
+            blocks=sequence.blocks,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=seed_of(request),
+            narrow=spot.narrow if spot else narrow,
+            switched=spot.switched if spot else False,
         )
 
     def complete(self, done: StepDone, now: float) -> list[tuple[LiveRequest, RequestOutput]]:
@@ -173,7 +217,7 @@ class Instance:
         news = []
         for sequence, token in zip(self.batcher.advance(plan), done.tokens, strict=True):
             live = self.live[sequence]
-            self._sampled.append((live.slot, sequence.known - 1, token))
+            self.sampled.append((live.slot, sequence.known - 1, token))
             live.tokens.append(token)
             live.token_times.append(now)
             self.output_tokens += 1

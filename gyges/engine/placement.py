@@ -1,9 +1,7 @@
 """What fits where: weights and KV blocks of every instance, before any process starts. Torch-free, pure arithmetic.
 
-    device budget (pages)  =  weights (whole pages)  +  KV block groups (whole)  +  rest (less than one group)
-
-Block ids are unique across the host. Device i's home range starts at i x blocks_per_device; an instance uses the ranges of
-its members. The address range on every worker spans all ids, so a block keeps its address wherever it goes.
+The sizes themselves are gyges.transform.host's; here a configuration becomes a host, and what cannot work is refused with the
+figure that would.
 """
 
 from __future__ import annotations
@@ -13,20 +11,21 @@ from dataclasses import dataclass
 from gyges.config import EngineConfig, format_bytes
 from gyges.core import ModelGeometry
 from gyges.errors import UserError
-from gyges.kv_cache.layouts import LAYOUTS, KVGeometry, choose_block_size, choose_page_bytes
+from gyges.kv_cache.layouts import LAYOUTS, choose_page_bytes
 from gyges.models.config import DecoderConfig
 from gyges.models.resident import resident_shapes
-from gyges.parallel.sharding import ParallelLayout, ShardCount
-from gyges.parallel.weight_layout import WeightLayout
+from gyges.parallel.sharding import ShardCount
+from gyges.transform.host import HostShape
+
+# A process may have 65,530 mappings by default, and each page may need one of its own.
+_MAX_PAGES = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class InstancePlacement:
-    """One instance: its workers in rank order, and the KV block groups (half open) that each of them maps."""
+    """One instance: its workers in rank order, and what it can hold. Pages are of the rank that has most."""
 
     members: tuple[int, ...]
-    groups: range
-    blocks: range
     weight_pages: int
     kv_pages: int
     max_tokens: int
@@ -42,76 +41,67 @@ class HostPlacement:
     block_size: int
     instances: tuple[InstancePlacement, ...]
     max_context: int  # prompt + output, by model or user, whatever the memory
-    max_positions: int  # that any instance can reach
+    max_positions: int  # that any instance can reach, after merges too
 
 
 class Placer:
     """Sizes of one model on one host; see the module's note. ``config`` is the given one with page_bytes chosen."""
 
     def __init__(self, config: EngineConfig, model: DecoderConfig, geometry: ModelGeometry) -> None:
-        self.model, self.geometry = model, geometry
-        self.layout = LAYOUTS.get(config.layout)
-        self.shards = ShardCount.for_degrees(geometry, config.candidate_degrees)
+        shards = ShardCount.for_degrees(geometry, config.candidate_degrees)
         if not config.page_bytes:
-            config = config.with_(page_bytes=choose_page_bytes(geometry, self.shards.kv))
-        self.config = config
-        self.block_size = config.block_size or choose_block_size(
-            self.layout, geometry, self.shards.kv, config.page_bytes
+            config = config.with_(page_bytes=choose_page_bytes(geometry, shards.kv))
+        self.config, self.model, self.geometry = config, model, geometry
+        self.shape = HostShape(
+            model=geometry,
+            resident=tuple(resident_shapes(model, shards)),
+            degrees=config.candidate_degrees,
+            layout=LAYOUTS.get(config.layout),
+            padding=config.padding,
+            page_bytes=config.page_bytes,
+            device_pages=config.device_memory // config.page_bytes,
+            num_devices=config.num_devices,
+            asked_block_size=config.block_size,
         )
-        self.device_pages = config.device_memory // config.page_bytes
-        full_block = self.block_size * geometry.kv_bytes_per_token
-        # One extra group of the largest kind, because a range need not start at a multiple of the group.
-        slack = max(self._geometry(1, d).blocks_per_group for d in config.candidate_degrees)
-        self.blocks_per_device = self.device_pages * config.page_bytes // full_block + slack
-        self.num_blocks = self.blocks_per_device * config.num_devices
+        if config.transforms and self.device_pages > _MAX_PAGES:
+            least = -(-config.device_memory // _MAX_PAGES // 4096) * 4096
+            raise UserError(
+                f"a device of {format_bytes(config.device_memory)} has {self.device_pages} pages of "
+                f"{format_bytes(config.page_bytes)}; pages that move one by one are limited to {_MAX_PAGES}: "
+                f"give --page-size of at least {format_bytes(least)}"
+            )
 
-    def _geometry(self, num_blocks: int, degree: int) -> KVGeometry:
-        return KVGeometry.build(
-            self.layout,
-            self.geometry,
-            block_size=self.block_size,
-            num_shards=self.shards.kv,
-            local_shards=len(ParallelLayout(degree, 0, self.shards).kv_shards),
-            num_blocks=num_blocks,
-            page_bytes=self.config.page_bytes,
-        )
+    @property
+    def block_size(self) -> int:
+        return self.shape.block_size
 
-    def kv_geometry(self, degree: int) -> KVGeometry:
-        return self._geometry(self.num_blocks, degree)
-
-    def weight_layout(self, layout: ParallelLayout) -> WeightLayout:
-        return WeightLayout.build(
-            self.geometry,
-            resident_shapes(self.model, self.shards),
-            layout,
-            padding=self.config.padding,
-            page_bytes=self.config.page_bytes,
-        )
+    @property
+    def device_pages(self) -> int:
+        return self.shape.device_pages
 
     def place(self, members: tuple[int, ...]) -> InstancePlacement:
         """Raises UserError, with the budget that would do, if weights and one block group do not fit."""
         degree = len(members)
-        kv = self.kv_geometry(degree)
-        weight_pages = max(self.weight_layout(ParallelLayout(degree, r, self.shards)).pages for r in range(degree))
-        groups = (self.device_pages - weight_pages) // kv.pages_per_group
+        shape, page = self.shape, self.config.page_bytes
+        groups = shape.max_groups(degree)
         if groups < 1:
-            need = (weight_pages + kv.pages_per_group) * self.config.page_bytes
+            weights = shape.weight_pages(degree)
+            need = shape.needed_pages(degree)
+            reserve = f", the transformation reserve {format_bytes(shape.reserve_pages * page)}" * bool(
+                shape.reserve_pages
+            )
+            kv = need - weights - shape.reserve_pages
             raise UserError(
                 f"a device of {format_bytes(self.config.device_memory)} is too small for {self.config.model} at "
-                f"TP{degree}: weights take {format_bytes(weight_pages * self.config.page_bytes)} and the smallest piece "
-                f"of KV cache {format_bytes(kv.pages_per_group * self.config.page_bytes)}; "
-                f"give at least --device-memory {-(-need // 2**20)}MiB"
+                f"TP{degree}: weights take {format_bytes(weights * page)}{reserve} and the smallest piece "
+                f"of KV cache {format_bytes(kv * page)}; "
+                f"give at least --device-memory {-(-need * page // 2**20)}MiB"
             )
-        first = -(-members[0] * self.blocks_per_device // kv.blocks_per_group)
-        end = min(first + groups, kv.num_groups)
-        blocks = range(first * kv.blocks_per_group, end * kv.blocks_per_group)
         return InstancePlacement(
             members=members,
-            groups=range(first, end),
-            blocks=blocks,
-            weight_pages=weight_pages,
-            kv_pages=(end - first) * kv.pages_per_group,
-            max_tokens=len(blocks) * self.block_size,
+            weight_pages=shape.weight_pages(degree),
+            kv_pages=groups * shape.kv_geometry(degree).pages_per_group,
+            max_tokens=shape.max_tokens(degree),
         )
 
     def host(self) -> HostPlacement:
@@ -120,5 +110,5 @@ class Placer:
             instances.append(self.place(tuple(range(device, device + degree))))
             device += degree
         context = min(self.model.max_position, self.config.max_context or self.model.max_position)
-        reachable = min(context, max(i.max_tokens for i in instances) + 1)
-        return HostPlacement(self.shards, self.block_size, tuple(instances), context, reachable)
+        most = max(self.shape.max_tokens(degree) for degree in self.config.candidate_degrees)
+        return HostPlacement(self.shape.shards, self.block_size, tuple(instances), context, min(context, most + 1))

@@ -23,6 +23,21 @@ from gyges.errors import WorkerDied
 _LAST_WORDS_BYTES = 4000
 
 
+def send_descriptors(fd: int, descriptors: tuple[int, ...]) -> None:
+    """Passes open files over a Unix socket, between two messages."""
+    with socket.socket(fileno=os.dup(fd)) as channel:
+        socket.send_fds(channel, [b"F"], list(descriptors))
+
+
+def receive_descriptors(fd: int, count: int) -> tuple[int, ...]:
+    """The other end of :func:`send_descriptors`."""
+    with socket.socket(fileno=os.dup(fd)) as channel:
+        data, received, _, _ = socket.recv_fds(channel, 1, count)
+    if data != b"F" or len(received) != count:
+        raise EOFError(f"{count} descriptors expected, {len(received)} came")
+    return tuple(received)
+
+
 class WorkerProcess:
     """``connection`` is readable when a message waits; ``pidfd`` is readable once the process has ended."""
 
@@ -81,6 +96,15 @@ class WorkerProcess:
             self.process.kill()
             code = self.process.wait()
         return WorkerDied(self.worker, code, self.last_words())
+
+    def failed(self, error: str) -> WorkerDied:
+        """It said that it cannot go on, and is about to exit."""
+        died = self.death()
+        return WorkerDied(self.worker, died.exit_code, f"{error}\n{died.last_words}")
+
+    def kill(self) -> None:
+        """Ends it now; its death is seen through ``pidfd`` like any other."""
+        self.process.kill()
 
     def last_words(self) -> str:
         if self._stderr < 0:

@@ -1,179 +1,281 @@
-"""A worker's model: pages, weights, KV view, and the state of the sequences in its batch."""
+"""A worker's model: its device, weights, KV views, and the state of the sequences in its batch.
+
+Usually a worker is one rank of one instance. During a transformation (between Join and Settle) it steps with all workers of
+the wide instance, and a sequence lies in one of two ways: over all of them (wide), or over those of one narrow instance.
+FFN and LM head are computed as the wide instance does all along.
+"""
 
 from __future__ import annotations
 
+import resource
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from gyges.config import EngineConfig
-from gyges.engine.messages import NewSequence, Setup, Step, StepDone, unpack_tokens
+from gyges.engine.batch import Place, StepRows, WorkerSequence
+from gyges.engine.faults import fault_point
+from gyges.engine.messages import NewSequence, Setup, Step, StepDone, Transform
 from gyges.engine.placement import Placer
+from gyges.kernels import copy as copy_kernel
 from gyges.kernels import cpu as kernels
 from gyges.kv_cache.view import KVView
-from gyges.memory.cpu import CpuPagePool
 from gyges.models.config import DecoderConfig
-from gyges.models.decoder import Decoder, PrefillChunk, StepBatch
+from gyges.models.decoder import AttentionPart, Decoder, StepBatch
 from gyges.models.source import SourceSpec
-from gyges.models.weights import load_weights, view_weights
+from gyges.models.weights import load_ffn, load_weights, view_ffn, view_weights
 from gyges.parallel.arena import SharedArena
 from gyges.parallel.comm import Comm, SoloComm
 from gyges.parallel.sharding import ParallelLayout
 from gyges.parallel.shm import ShmComm
-from gyges.sampling import SamplingRow, sample
+from gyges.sampling import sample
+from gyges.transform.books import KVSide
+from gyges.transform.device import Device
+from gyges.transform.interpreter import Effect
+from gyges.transform.ops import FFN, AnyOp, FFNRelease, Join, Settle, Switch, unpack_ids
+from gyges.transform.shape import Transformation
 
 
 @dataclass(slots=True)
-class WorkerSequence:
-    """``tokens`` [max_length + 1] and ``table`` (element offsets of its blocks) are filled as far as they are known."""
+class _Joint:
+    """A transformation under way, as this worker sees it. A place is None where the worker holds nothing that lies so."""
 
-    tokens: np.ndarray
-    table: np.ndarray
-    blocks: int
-    prompt_tokens: int
-    new: NewSequence
-
-    def extend(self, offsets: np.ndarray) -> None:
-        self.table[self.blocks : self.blocks + len(offsets)] = offsets
-        self.blocks += len(offsets)
+    shape: Transformation
+    narrow: int
+    front: Place
+    back: Place
 
 
 class ModelRunner:
-    """Built from one Setup message; then one :meth:`step` per Step message."""
+    """Built from one Setup message; then one :meth:`step` per Step message, :meth:`transform` per Transform, :meth:`reset`."""
 
     def __init__(self, setup: Setup) -> None:
         config = EngineConfig.from_dict(setup.engine)
+        self.config, self.worker = config, setup.worker
         torch.set_num_threads(config.worker_threads)
         torch.set_grad_enabled(False)
         kernels.set_threads(config.worker_threads)
         model = DecoderConfig.from_hf(setup.hf_config)
-        geometry = model.geometry(setup.dtype)
-        dtype = getattr(torch, setup.dtype)
+        self.model = model
+        self.dtype = getattr(torch, setup.dtype)
         kernels.warm(setup.dtype == "bfloat16", model.head_dim)
-        placer = Placer(config, model, geometry)
-        degree, rank = len(setup.members), setup.members.index(setup.worker)
-        self.block_size = placer.block_size
-        self.layout = ParallelLayout(degree, rank, placer.shards)
-        self.pool = CpuPagePool(placer.device_pages, config.page_bytes, f"gyges-device-{setup.worker}")
-
-        weight_layout = placer.weight_layout(self.layout)
-        weight_range = self.pool.reserve("weights", weight_layout.range_pages)
-        self.pool.map(weight_range, weight_layout.slots)
-        self.weights = view_weights(model, geometry, weight_layout, weight_range, dtype)
-        load_weights(self.weights, model, SourceSpec(**setup.source).open(model))
-
-        kv_geometry = placer.kv_geometry(degree)
-        kv_range = self.pool.reserve("kv", kv_geometry.range_pages)
-        slots = [p for g in range(*setup.groups) for p in kv_geometry.group_pages(g, self.layout.kv_shards)]
-        self.pool.map(kv_range, sorted(slots))
-        self.kv = KVView.over(kv_range, kv_geometry, self.layout.kv_shards, dtype)
-
-        self.comm: Comm = SoloComm()
-        if degree > 1:
-            arena = SharedArena(setup.arena_fd, config.num_devices, setup.arena_bytes)
-            self.comm = ShmComm(arena, setup.members, setup.worker, config.step_timeout)
+        geometry = model.geometry(setup.dtype)
+        self.host = Placer(config, model, geometry).shape
+        self.source = SourceSpec(**setup.source)
+        self.arena = SharedArena(setup.arena_fd, config.num_devices, setup.arena_bytes) if setup.arena_fd >= 0 else None
         self.decoder = Decoder(model, geometry, setup.max_positions)
-        self.sequences: dict[int, WorkerSequence] = {}
+        layout = self._layout(setup.members)
+        self.device = Device(self.host, setup.worker, layout)
+        if config.transforms:
+            copy_kernel.warm()
+            self.device.connect(self.worker, self.device.pool.export())
+        resident = self.device.ranges["resident"]
+        self.weights = view_weights(model, self.host.resident_layout, resident, self.dtype)
+        self._begin(setup.members)
+        load_weights(self.weights, model, self.source.open(model))
 
-    def page_counts(self) -> tuple[int, int, int]:
-        """(weights, KV, free) in pages."""
-        return self.pool.mapped_pages("weights"), self.pool.mapped_pages("kv"), self.pool.free_pages
+    def _layout(self, members: tuple[int, ...]) -> ParallelLayout:
+        return ParallelLayout(len(members), members.index(self.worker), self.host.shards)
+
+    def _begin(self, members: tuple[int, ...]) -> None:
+        """A member of one instance, with nothing in its batch."""
+        self.sequences: dict[int, WorkerSequence] = {}
+        self.joint: _Joint | None = None
+        self.layout = self._layout(members)
+        self.comm = self._communicator(members)
+        self.place = self._place(self.device.book.kv)
+        self._view_ffn(range(self.model.num_layers))
+
+    def reset(self, members: tuple[int, ...]) -> None:
+        """From any state, a broken one too: an empty KV cache and FFN weights read from the source again."""
+        self.sequences.clear()
+        self.device.reset(self._layout(members), 0)
+        self._begin(members)
+        load_ffn(self.weights, self.source.open(self.model))
+
+    def _communicator(self, members: tuple[int, ...]) -> Comm:
+        if len(members) == 1:
+            return SoloComm()
+        assert self.arena is not None, "an instance of several workers needs an arena"
+        # Longer than the controller waits: it decides who is to blame.
+        return ShmComm(self.arena, members, self.worker, self.config.step_timeout + 30)
+
+    def _place(self, side: KVSide) -> Place:
+        where = self.device.ranges[side.range]
+        return Place(KVView.over(where, side.geometry, side.layout.kv_shards, self.dtype), side.layout)
+
+    def _view_ffn(self, layers: Iterable[int]) -> None:
+        """The FFN shards that :attr:`layout` computes, wherever they lie now."""
+        sizes = self.device.book.ffn.units.rows
+        for layer in layers:
+            self.weights.layers[layer].ffn = [
+                view_ffn(*self.device.ffn_unit(layer, shard), sizes[shard], self.model.hidden_size, self.dtype)
+                for shard in self.layout.ffn_shards
+            ]
+
+    def page_counts(self) -> tuple[int, int]:
+        """(weights, free) in pages."""
+        pool = self.device.pool
+        weights = sum(pool.mapped_pages(name) for name in self.device.ranges if not name.startswith("kv"))
+        return weights, pool.free_pages
 
     @staticmethod
     def resident_bytes() -> int:
         """Peak resident set of this process, bytes (shared pages it touched included)."""
-        import resource
-
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def close(self) -> None:
+        # Views into the pages must be gone before the mappings are.
+        self.sequences.clear()
+        self.joint = None
+        del self.weights, self.place
+        self.device.close()
+
+    # -- steps --------------------------------------------------------------------------------------------------------
 
     def step(self, message: Step) -> StepDone | None:
         """Computes one step; the answer comes from rank 0 alone."""
         started = time.monotonic()
-        self._apply(message)
-        batch, sampling = self._batch(message)
-        logits = self.decoder.forward(self.weights, batch, self.kv, self.layout, self.comm)
-        self.pool.check()
+        for slot in message.dropped:
+            self._drop(slot)
+        self._operate(message.ops)
+        for slot in message.preempted:
+            self._drop(slot)
+        self._operate(message.late)
+        self._take(message.new)
+        for slot, ids in message.extended:
+            self._extend(self.sequences[slot], ids)
+        for slot, position, token in message.sampled:  # rank 0 did it itself
+            self.sequences[slot].tokens[position] = token
+        fault_point("step")
+        rows = StepRows(message.rows, self.sequences)
+        logits = None
+        if message.rows:
+            logits = self.decoder.forward(self.weights, self._batch(rows), self.layout, self.comm)
+        else:
+            self.comm.barrier()
+        self.device.pool.check()
         if self.layout.rank:
             return None
         tokens: list[int] = []
         if logits is not None:
+            sampling = rows.sampling()
             tokens = sample(logits, [row for _, row in sampling])
             for (sequence, row), token in zip(sampling, tokens, strict=True):
                 sequence.tokens[sequence.prompt_tokens + row.position] = token
         return StepDone(message.step, tokens, time.monotonic() - started)
 
-    def close(self) -> None:
-        # Views into the pages must be gone before the mappings are.
-        self.sequences.clear()
-        del self.weights, self.kv
-        self.pool.close()
+    def _batch(self, rows: StepRows) -> StepBatch:
+        by_place: dict[int, tuple[Place, list[int]]] = {}
+        for index, row in enumerate(rows.rows):
+            place = self._where(self.sequences[row[0]])
+            if place is not None:
+                by_place.setdefault(id(place), (place, []))[1].append(index)
+        parts: list[AttentionPart] = [rows.part(chosen, place) for place, chosen in by_place.values()]
+        return rows.batch(parts)
 
-    def _apply(self, message: Step) -> None:
+    def _take(self, new: Sequence[NewSequence]) -> None:
+        for each in new:
+            sequence = WorkerSequence.of(each, self.host.block_size)
+            self.sequences[each.slot] = sequence
+            self._extend(sequence, each.blocks)
+
+    def _where(self, sequence: WorkerSequence) -> Place | None:
+        """Where its KV cache lies on this worker, None if it does not."""
+        if self.joint is None:
+            return self.place
+        members = self.joint.shape.back_members if sequence.switched else self.joint.shape.front_members
+        if self.worker not in members(sequence.narrow):
+            return None
+        return self.joint.back if sequence.switched else self.joint.front
+
+    def _side(self, sequence: WorkerSequence) -> KVSide | None:
+        book = self.device.book
+        if self._where(sequence) is None:
+            return None
+        return book.kv_back if sequence.switched and self.joint else book.kv
+
+    def _extend(self, sequence: WorkerSequence, ids: list[int]) -> None:
+        place, side = self._where(sequence), self._side(sequence)
+        sequence.extend(ids, place.view if place else None)
+        if side is not None and ids:
+            self.device.carry_out(Effect(map=[side.hold(np.array(ids))]))
+
+    def _drop(self, slot: int) -> None:
+        sequence = self.sequences.pop(slot)
+        side = self._side(sequence)
+        if side is not None and sequence.ids:
+            self.device.carry_out(Effect(unmap=[side.drop(np.array(sequence.ids))]))
+
+    # -- transformations ----------------------------------------------------------------------------------------------
+
+    def transform(self, message: Transform) -> dict[str, float]:
+        """Carries operations out between steps; what they cost since the Join."""
         for slot in message.dropped:
-            del self.sequences[slot]
-        for new in message.new:
-            tokens = np.zeros(new.max_length + 1, np.int64)
-            known = unpack_tokens(new.tokens)
-            tokens[: len(known)] = known
-            table = np.zeros(-(-new.max_length // self.block_size), np.int64)
-            sequence = WorkerSequence(tokens, table, 0, new.prompt_tokens, new)
-            sequence.extend(self.kv.block_offsets[new.blocks])
-            self.sequences[new.slot] = sequence
-        for slot, blocks in message.extended:
-            self.sequences[slot].extend(self.kv.block_offsets[blocks])
-        if self.layout.rank:
-            # Rank 0 sampled these itself.
-            for slot, position, token in message.sampled:
+            if slot in self.sequences:  # else it was another narrow instance's
+                self._drop(slot)
+        for slot, position, token in message.sampled:
+            if slot in self.sequences:
                 self.sequences[slot].tokens[position] = token
+        self._operate(message.ops, message.new)
+        self.device.pool.check()
+        return self.device.spent.to_dict()
 
-    def _batch(self, message: Step) -> tuple[StepBatch, list[tuple[WorkerSequence, SamplingRow]]]:
-        """Rows of one token come first (decode kernel), then the chunks."""
-        rows = sorted(message.rows, key=lambda row: row[2] > 1)
-        total = sum(count for _, _, count, _ in rows)
-        decodes = sum(1 for row in rows if row[2] == 1)
-        tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)
-        slots = np.empty(total, np.int64)
-        lengths = np.empty(decodes, np.int64)
-        width = max((-(-(start + 1) // self.block_size) for _, start, count, _ in rows if count == 1), default=0)
-        tables = np.zeros((decodes, width), np.int64)
-        chunks: list[PrefillChunk] = []
-        wanted: dict[int, int] = {}
-        at = 0
-        stride = self.kv.geometry.strides["token"]
-        for i, (slot, start, count, samples) in enumerate(rows):
-            sequence = self.sequences[slot]
-            if i < decodes:  # plain numbers: arrays of one element would cost more than the kernel
-                block, inside = divmod(start, self.block_size)
-                tokens[at], positions[at], lengths[i] = sequence.tokens[start], start, start + 1
-                slots[at] = sequence.table[block] + inside * stride
-                tables[i, : block + 1] = sequence.table[: block + 1]
-            else:
-                stop = start + count
-                span = np.arange(start, stop)
-                tokens[at : at + count] = sequence.tokens[start:stop]
-                positions[at : at + count] = span
-                slots[at : at + count] = sequence.table[span // self.block_size] + span % self.block_size * stride
-                chunks.append(PrefillChunk(slice(at, at + count), start, sequence.table))
-            at += count
-            if samples:
-                wanted[slot] = at - 1
-        sampling, sample_rows = [], []
-        for slot, start, count, samples in message.rows:  # the controller's order, not ours
-            if samples:
-                sequence = self.sequences[slot]
-                new = sequence.new
-                position = start + count - sequence.prompt_tokens
-                sampling.append((sequence, SamplingRow(new.temperature, new.top_p, new.top_k, new.seed, position)))
-                sample_rows.append(wanted[slot])
-        batch = StepBatch(
-            torch.from_numpy(tokens),
-            positions,
-            slots,
-            tables,
-            lengths,
-            chunks,
-            torch.tensor(sample_rows, dtype=torch.int64),
-        )
-        return batch, sampling
+    def _operate(self, ops: Sequence[AnyOp], new: Sequence[NewSequence] = ()) -> None:
+        for op in ops:
+            fault_point(type(op).__name__)
+            self.device.apply(op, self.comm.barrier)
+            if isinstance(op, Join):
+                self._join(op, new)
+            elif isinstance(op, Switch):
+                self._switch(op)
+            elif isinstance(op, FFN | FFNRelease):
+                self._view_ffn(range(op.first, op.stop))
+            elif isinstance(op, Settle):
+                self._settle()
+
+    def _join(self, op: Join, new: Sequence[NewSequence]) -> None:
+        began = time.perf_counter()
+        shape, book = op.shape(), self.device.book
+        assert book.kv_back is not None, "the device joins first"
+        self.joint = _Joint(shape, shape.narrow_index(self.worker), self.place, self._place(book.kv_back))
+        homes = dict(op.homes)
+        for slot, sequence in self.sequences.items():
+            sequence.narrow = homes[slot] if shape.kind == "split" else self.joint.narrow
+            sequence.switched = False
+        self.layout = shape.wide_layout(self.worker)
+        if shape.kind == "merge":
+            self.comm = self._communicator(shape.wide)
+            # Collectives of different groups use the same buffers: nobody may still be reading an old result.
+            self.comm.barrier()
+        self._take([each for each in new if each.slot not in self.sequences])
+        if shape.nested or shape.kind == "split":
+            self._view_ffn(range(self.model.num_layers))
+        self.device.spent.communicator_s += time.perf_counter() - began
+
+    def _switch(self, op: Switch) -> None:
+        assert self.joint is not None, "no transformation is under way"
+        sequence = self.sequences[op.slot]
+        sequence.narrow, sequence.switched, sequence.ids = op.narrow, True, []
+        place = self._where(sequence)
+        sequence.extend(unpack_ids(op.ids).tolist(), place.view if place else None)
+
+    def _settle(self) -> None:
+        began = time.perf_counter()
+        joint = self.joint
+        assert joint is not None, "no transformation is under way"
+        self.joint = None
+        self.place = joint.back
+        self.layout = joint.shape.back_layout(self.worker)
+        if joint.shape.kind == "split":
+            self.comm = self._communicator(joint.shape.narrow[joint.narrow])
+            self.comm.barrier()
+            self.sequences = {slot: s for slot, s in self.sequences.items() if s.narrow == joint.narrow}
+        for sequence in self.sequences.values():
+            assert sequence.switched, "a sequence was left behind"
+            sequence.switched, sequence.narrow = False, -1
+        self._view_ffn(range(self.model.num_layers))
+        self.device.spent.communicator_s += time.perf_counter() - began

@@ -24,7 +24,7 @@ from numba.extending import overload
 
 from gyges.kernels.simd import dot, exp_nonpositive, prefetch, weighted_sum
 
-_JIT: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
+JIT: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
 
 
 def _store(array: Any, index: int, value: float) -> None:  # pragma: no cover
@@ -50,7 +50,7 @@ def _store_overload(array, index, value):  # type: ignore[no-untyped-def]
     return store
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def _rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride, lo, hi):  # type: ignore[no-untyped-def]
     # q [N, H, D] and kv [N, S, 2, P, D] float32. Rotates q in place; writes rotated k, and v, to the cache.
     heads, dim = q.shape[1], q.shape[2]
@@ -79,7 +79,7 @@ def _rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv
                 _store(v_out, d, v[d])
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def _rms_norm(x, weight, eps, out, lo, hi):  # type: ignore[no-untyped-def]
     size = x.shape[1]
     for n in range(lo, hi):
@@ -97,7 +97,7 @@ def _rms_norm(x, weight, eps, out, lo, hi):  # type: ignore[no-untyped-def]
 def _decode_kernel(dim: int) -> Callable[..., None]:
     """The decode kernel for one head size, which must be a constant for the vector operations."""
 
-    @numba.njit(**_JIT)
+    @numba.njit(**JIT)
     def _decode(q, cache, base, tables, lengths, head_offsets, kv_stride, token_stride, block_size, scale, out, shape, lo, hi):  # type: ignore[no-untyped-def]  # fmt: skip
         # q and out: flat [B, Hk, G, D] float32, shape (Hk, G); tables [B, max blocks] element offsets; rows lo..hi of the
         # B x Hk grid. Online softmax block by block (FlashAttention): scores never leave a [G, block_size] scratch.
@@ -151,7 +151,7 @@ def _decode_kernel(dim: int) -> Callable[..., None]:
     return _decode
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def _gather(cache, base, table, length, head_offsets, kv_stride, token_stride, block_size, out, lo, hi):  # type: ignore[no-untyped-def]
     # out [2, Hk, length, D] in the cache's dtype; rows lo..hi of the 2 x Hk grid.
     kv_heads, dim = out.shape[1], out.shape[3]
@@ -182,7 +182,7 @@ def set_threads(count: int) -> None:
 
 def over_threads(kernel: Callable[..., None], args: tuple[Any, ...], rows: int, work: int) -> None:
     """Runs ``kernel(*args, lo, hi)`` over ``rows`` rows in even pieces; ``work``: cache elements read in all."""
-    _compile_alone(kernel, args)
+    compile_alone(kernel, args, (*args, 0, 0))
     pieces = min(_threads, rows, work // _MIN_WORK)
     if pieces <= 1 or _pool is None:
         kernel(*args, 0, rows)
@@ -194,14 +194,15 @@ def over_threads(kernel: Callable[..., None], args: tuple[Any, ...], rows: int, 
         future.result()
 
 
-def _compile_alone(kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
+def compile_alone(kernel: Callable[..., None], args: tuple[Any, ...], nothing: tuple[Any, ...]) -> None:
+    """The first call of ``kernel`` with arguments of these types; ``nothing``: arguments that leave it nothing to do."""
     key = (kernel, *(getattr(a, "dtype", type(a)) for a in args))
     if key in _compiled:
         return
     fd = os.open(__file__, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        kernel(*args, 0, 0)
+        kernel(*nothing)
     finally:
         os.close(fd)
     _compiled.add(key)

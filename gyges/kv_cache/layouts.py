@@ -18,9 +18,12 @@ Torch-free; all sizes in elements or tokens unless a name says bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import mul
+
+import numpy as np
 
 from gyges.core import ModelGeometry
 from gyges.errors import UserError
@@ -162,6 +165,10 @@ class KVGeometry:
         )
 
     @property
+    def page_elements(self) -> int:
+        return self.page_bytes // self.item_size
+
+    @property
     def range_pages(self) -> int:
         """Length of the address range in pages, were everything mapped."""
         cells = 1
@@ -180,16 +187,14 @@ class KVGeometry:
                 cells *= self.sizes[axis]
         return cells * self.pages_per_cell
 
-    def group_pages(self, group: int, shards: range) -> Iterator[int]:
-        """Page indices in the address range of block group ``group`` for the given shards (all, if packed)."""
+    def group_pages(self, groups: Sequence[int] | np.ndarray, shards: Iterable[int]) -> np.ndarray:
+        """int64 [groups, pages]: indices in the address range of these groups' pages for some shards (all, if packed)."""
         axes = [a for a in self.layout.cell_axes if a != "group"]
-        page_elements = self.page_bytes // self.item_size
-        choices = [shards if axis == "shard" else range(self.sizes[axis]) for axis in axes]
-        for index in product(*choices):
-            start = group * self.strides["group"]
-            start += sum(i * self.strides[axis] for i, axis in zip(index, axes, strict=True))
-            first = start // page_elements
-            yield from range(first, first + self.pages_per_cell)
+        choices = [list(shards) if axis == "shard" else range(self.sizes[axis]) for axis in axes]
+        steps = [self.strides[axis] for axis in axes]
+        inside = np.array([sum(map(mul, index, steps)) for index in product(*choices)], np.int64)
+        starts = (np.asarray(groups, np.int64)[:, None] * self.strides["group"] + inside) // self.page_elements
+        return (starts[:, :, None] + np.arange(self.pages_per_cell)).reshape(len(starts), -1)
 
     def block_offset(self, block: int) -> int:
         """Element offset of block id ``block``: the group term plus the block-in-group term."""

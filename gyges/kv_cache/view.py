@@ -28,7 +28,8 @@ class KVView:
         flat = where.tensor(dtype, (elements,))
         flat_np = flat.view(torch.uint16).numpy() if dtype == torch.bfloat16 else flat.numpy()
         num_blocks = geometry.num_groups * geometry.blocks_per_group
-        offsets = np.fromiter(map(geometry.block_offset, range(num_blocks)), np.int64, num_blocks)
+        group, inside = np.divmod(np.arange(num_blocks), geometry.blocks_per_group)
+        offsets = group * geometry.strides["group"] + inside * geometry.strides["block"]
         return cls(geometry, flat, flat_np, np.array(geometry.head_offsets(shards), np.int64), offsets)
 
     def layer_base(self, layer: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from gyges.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -31,6 +32,18 @@ class AddressRange(Protocol):
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset_bytes: int = 0) -> torch.Tensor:
         """A contiguous view (no copy) that starts ``offset_bytes`` into the range. Touch only what is mapped."""
         ...
+
+
+class PeerMemory(Protocol):
+    """Another device's pages, read only. Who calls it: a worker that gathers weights or KV cache from a peer."""
+
+    def pages(self, where: AddressRange) -> np.ndarray:
+        """int32 [slots] of the peer's range of the same name: the page at each slot, -1 where nothing is mapped."""
+        ...
+
+    address: int  # of the peer's pages in this process; page i starts at i x page_bytes
+
+    def close(self) -> None: ...
 
 
 class PagePool(Protocol):
@@ -52,6 +65,13 @@ class PagePool(Protocol):
         """Takes the pages at these slots back into the free list."""
         ...
 
+    @property
+    def peak_mapped(self) -> int:
+        """Most pages that were mapped at one moment since :meth:`reset_peak`."""
+        ...
+
+    def reset_peak(self) -> None: ...
+
     def mapped_pages(self, name: str) -> int:
         """Pages mapped into ranges of this name."""
         ...
@@ -60,8 +80,8 @@ class PagePool(Protocol):
         """``free + mapped == capacity`` and no page twice. Cheap enough for every step boundary."""
         ...
 
-    def export_fd(self) -> int:
-        """A descriptor through which a peer process can map the same physical pages; page i is at i x page_bytes."""
+    def export(self) -> tuple[int, ...]:
+        """Descriptors through which a peer process can read the same physical pages and find which page is where."""
         ...
 
     def close(self) -> None:

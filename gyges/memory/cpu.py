@@ -7,6 +7,10 @@
 
 The file is populated once: mapping memory that was never touched costs milliseconds a page, remapping recycled pages a
 few microseconds. Runs of neighbouring slots that receive neighbouring pages share one ``mmap`` call and one kernel VMA.
+
+A second, small file is the page table, so that a peer process can find a slot's page without asking:
+
+    int32 [slots of range 0 | slots of range 1 | ...]     -1: nothing mapped;  ranges in the order they were reserved
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gyges.config import format_bytes
 from gyges.errors import UserError
@@ -53,12 +59,21 @@ def require_memory(bytes_wanted: int) -> None:
         )
 
 
-class CpuAddressRange:
-    """See :class:`gyges.memory.base.AddressRange`."""
+_TABLE_BYTES = 1 << 28  # addresses only: what no range uses is never touched
+_PROT_READ = 1
 
-    def __init__(self, name: str, num_pages: int, page_bytes: int) -> None:
+
+def _flat(address: int, length: int) -> np.ndarray:
+    return np.frombuffer((ctypes.c_uint8 * length).from_address(address), np.uint8)
+
+
+class CpuAddressRange:
+    """See :class:`gyges.memory.base.AddressRange`. ``table`` [slots] int32: the page at each slot, or -1."""
+
+    def __init__(self, name: str, num_pages: int, page_bytes: int, table: np.ndarray, table_start: int) -> None:
         self.name, self.num_pages, self.page_bytes = name, num_pages, page_bytes
-        self.slots: dict[int, int] = {}  # slot -> page
+        self.table, self.table_start = table, table_start
+        self.mapped = 0
         self.length = max(1, num_pages) * page_bytes
         self.address = _mmap(None, self.length, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE)
 
@@ -76,6 +91,27 @@ class CpuAddressRange:
         return torch.frombuffer(window, dtype=dtype).view(tuple(shape))
 
 
+class CpuPeerMemory:
+    """See :class:`gyges.memory.base.PeerMemory`. The descriptors may be closed once this exists."""
+
+    def __init__(self, descriptors: tuple[int, ...], capacity: int, page_bytes: int) -> None:
+        pages_fd, table_fd = descriptors
+        self._length = capacity * page_bytes
+        # Populated once: a page fault per 4 KiB would cost more than the copy.
+        self.address = _mmap(None, self._length, _PROT_READ, _MAP_SHARED | _MAP_POPULATE, pages_fd)
+        self._table = _mmap(None, _TABLE_BYTES, _PROT_READ, _MAP_SHARED, table_fd)
+
+    def pages(self, where: CpuAddressRange) -> np.ndarray:
+        address = self._table + 4 * where.table_start
+        return _flat(address, 4 * where.num_pages).view(np.int32)
+
+    def close(self) -> None:
+        if self._length:
+            _libc.munmap(self.address, self._length)
+            _libc.munmap(self._table, _TABLE_BYTES)
+            self._length = 0
+
+
 class CpuPagePool:
     """See :class:`gyges.memory.base.PagePool`. ``capacity`` pages of ``page_bytes`` each.
 
@@ -88,11 +124,16 @@ class CpuPagePool:
         self._ranges: list[CpuAddressRange] = []
         # Lowest page last: fresh pools hand out ascending pages, which the kernel merges into few VMAs.
         self._free = list(range(capacity - 1, -1, -1))
+        self._peak = 0
+        self._table_used = 0
         self._fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        self._table_fd = os.memfd_create(f"{name}-table", os.MFD_CLOEXEC)
+        os.ftruncate(self._table_fd, _TABLE_BYTES)
+        self._table = _mmap(None, _TABLE_BYTES, _PROT_RW, _MAP_SHARED, self._table_fd)
         try:
             os.posix_fallocate(self._fd, 0, capacity * page_bytes)
         except OSError as error:
-            os.close(self._fd)
+            self.close()
             raise UserError(
                 f"this machine cannot back a device of {format_bytes(capacity * page_bytes)} ({error.strerror}); "
                 "give a smaller --device-memory or fewer devices"
@@ -102,70 +143,97 @@ class CpuPagePool:
     def free_pages(self) -> int:
         return len(self._free)
 
+    @property
+    def peak_mapped(self) -> int:
+        return self._peak
+
+    def reset_peak(self) -> None:
+        self._peak = self.capacity - len(self._free)
+
     def reserve(self, name: str, num_pages: int) -> CpuAddressRange:
-        where = CpuAddressRange(name, num_pages, self.page_bytes)
+        start = self._table_used
+        assert 4 * (start + num_pages) <= _TABLE_BYTES, f"range {name!r} of {num_pages} pages exceeds the page table"
+        table = _flat(self._table + 4 * start, 4 * num_pages).view(np.int32)
+        table[:] = -1
+        self._table_used += num_pages
+        where = CpuAddressRange(name, num_pages, self.page_bytes, table, start)
         self._ranges.append(where)
         return where
 
-    def map(self, where: CpuAddressRange, slots: Sequence[int]) -> None:
-        if len(slots) > len(self._free):
+    def map(self, where: CpuAddressRange, slots: Sequence[int] | np.ndarray) -> None:
+        slots = np.asarray(slots, np.int64)
+        count = len(slots)
+        if not count:
+            return
+        if count > len(self._free):
             raise OutOfPages(
-                f"{where.name}: {len(slots)} pages wanted, {len(self._free)} of {self.capacity} free "
+                f"{where.name}: {count} pages wanted, {len(self._free)} of {self.capacity} free "
                 f"({format_bytes(self.page_bytes)} each)"
             )
-        for slot in slots:
-            assert 0 <= slot < where.num_pages, f"slot {slot} is outside range {where.name!r}"
-            assert slot not in where.slots, f"slot {slot} of {where.name!r} is already mapped"
-        pages = [self._free.pop() for _ in slots]
-        where.slots.update(zip(slots, pages, strict=True))
-        for slot, page, count in _runs(slots, pages):
+        assert slots.min() >= 0, f"slot {slots.min()} is outside range {where.name!r}"
+        assert slots.max() < where.num_pages, f"slot {slots.max()} is outside range {where.name!r}"
+        taken = where.table[slots] >= 0
+        assert not taken.any(), f"slot {slots[taken][:1]} of {where.name!r} is already mapped"
+        pages = np.sort(np.array(self._free[-count:], np.int64))
+        del self._free[-count:]
+        where.table[slots] = pages
+        where.mapped += count
+        self._peak = max(self._peak, self.capacity - len(self._free))
+        for slot, page, length in _runs(slots, pages):
             _mmap(
                 where.address + slot * self.page_bytes,
-                count * self.page_bytes,
+                length * self.page_bytes,
                 _PROT_RW,
                 _MAP_SHARED | _MAP_FIXED | _MAP_POPULATE,
                 self._fd,
                 page * self.page_bytes,
             )
 
-    def unmap(self, where: CpuAddressRange, slots: Sequence[int]) -> None:
-        pages = [where.slots.pop(slot) for slot in slots]
-        for slot, _, count in _runs(slots, range(len(slots))):
+    def unmap(self, where: CpuAddressRange, slots: Sequence[int] | np.ndarray) -> None:
+        slots = np.sort(np.asarray(slots, np.int64))
+        if not len(slots):
+            return
+        pages = where.table[slots].copy()
+        assert (pages >= 0).all(), f"slot {slots[pages < 0][:1]} of {where.name!r} is not mapped"
+        where.table[slots] = -1
+        where.mapped -= len(slots)
+        for slot, _, length in _runs(slots, slots):
             # An anonymous PROT_NONE mapping on top keeps the addresses reserved.
             _mmap(
                 where.address + slot * self.page_bytes,
-                count * self.page_bytes,
+                length * self.page_bytes,
                 _PROT_NONE,
                 _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED,
             )
-        self._free.extend(reversed(pages))
+        self._free.extend(pages[::-1].tolist())
 
     def mapped_pages(self, name: str) -> int:
-        return sum(len(r.slots) for r in self._ranges if r.name == name)
+        return sum(r.mapped for r in self._ranges if r.name == name)
 
     def check(self) -> None:
-        mapped = sum(len(r.slots) for r in self._ranges)
+        mapped = sum(r.mapped for r in self._ranges)
         assert len(self._free) + mapped == self.capacity, (
             f"pages leaked: {len(self._free)} free + {mapped} mapped != {self.capacity}"
         )
 
-    def export_fd(self) -> int:
-        return self._fd
+    def export(self) -> tuple[int, ...]:
+        return self._fd, self._table_fd
 
     def close(self) -> None:
         for where in self._ranges:
             _libc.munmap(where.address, where.length)
-            where.slots.clear()
+            where.mapped = 0
         self._ranges.clear()
         if self._fd >= 0:
+            _libc.munmap(self._table, _TABLE_BYTES)
             os.close(self._fd)
+            os.close(self._table_fd)
             self._fd = -1
 
 
-def _runs(slots: Sequence[int], pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _runs(slots: np.ndarray, pages: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """(first slot, first page, count) of maximal runs in which both slot and page go up by one."""
-    start = 0
-    for i in range(1, len(slots) + 1):
-        if i == len(slots) or slots[i] != slots[i - 1] + 1 or pages[i] != pages[i - 1] + 1:
-            yield slots[start], pages[start], i - start
-            start = i
+    breaks = np.flatnonzero((np.diff(slots) != 1) | (np.diff(pages) != 1)) + 1
+    starts = [0, *breaks.tolist()]
+    for start, stop in zip(starts, [*starts[1:], len(slots)], strict=True):
+        yield int(slots[start]), int(pages[start]), stop - start

@@ -27,7 +27,7 @@ from gyges.parallel.sharding import ParallelLayout
 
 @dataclass(slots=True)
 class PrefillChunk:
-    """Tokens ``rows`` of the step belong to one request and sit at positions ``start ..``; ``table``: block offsets."""
+    """Tokens ``rows`` of the part belong to one request and sit at positions ``start ..``; ``table``: block offsets."""
 
     rows: slice
     start: int
@@ -40,20 +40,35 @@ class PrefillChunk:
 
 
 @dataclass(slots=True)
-class StepBatch:
-    """The tokens of one step, flat: first the ``B`` rows of one token each, then the chunks.
+class AttentionPart:
+    """The M tokens of a step whose KV cache this worker holds in one way: first the ``B`` rows of one token, then the chunks.
 
-    tokens, positions, slots: int64 [N]; a slot is the element offset of the token's place in its block.
+    rows: int64 [M], which of the step's tokens; None: all of them, in order.   kv, layout: where, and which heads, here.
+    positions, slots: int64 [M]; a slot is the element offset of the token's place in its block.
     tables: int64 [B, max blocks] block offsets; lengths: int64 [B] context lengths, the new token included.
-    sample_rows: int64, the rows whose next token is wanted.
     """
 
-    tokens: torch.Tensor
+    rows: torch.Tensor | None
+    kv: KVView
+    layout: ParallelLayout
     positions: np.ndarray
     slots: np.ndarray
     tables: np.ndarray
     lengths: np.ndarray
     chunks: list[PrefillChunk] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """The tokens of one step, int64 [N]. ``sample_rows``: int64, those whose next token is wanted.
+
+    Usually there is one part. While a transformation runs, a request's heads may be spread over all workers (it is in the wide
+    part of each) or over those of one narrow instance (in the narrow part of these, and nowhere else). The sum over all
+    workers, which tensor parallelism takes anyway, is right for both.
+    """
+
+    tokens: torch.Tensor
+    parts: list[AttentionPart]
     sample_rows: torch.Tensor | None = None
 
 
@@ -66,13 +81,16 @@ class Decoder:
         self.scale = config.head_dim**-0.5
 
     def forward(
-        self, weights: DecoderWeights, batch: StepBatch, kv: KVView, layout: ParallelLayout, comm: Comm
+        self, weights: DecoderWeights, batch: StepBatch, layout: ParallelLayout, comm: Comm
     ) -> torch.Tensor | None:
-        """Writes the batch's K and V, and returns logits [rows to sample, V] on rank 0, None elsewhere."""
+        """Writes the batch's K and V, and returns logits [rows to sample, V] on rank 0, None elsewhere.
+
+        ``layout``: of FFN and LM head; that of attention comes with each part.
+        """
         x_NC = F.embedding(batch.tokens, weights.embed)
         for index, layer in enumerate(weights.layers):
             own = layer.tensors
-            attended = self._attention(layer, self._norm(x_NC, own["input_norm"]), batch, kv, index, layout)
+            attended = self._attend(layer, self._norm(x_NC, own["input_norm"]), batch, index)
             x_NC += comm.all_reduce(attended)
             if self.config.o_bias:
                 x_NC += own["bo"]
@@ -99,10 +117,17 @@ class Decoder:
         kernels.rms_norm(x.view(-1, size).numpy(), weight.numpy(), self.config.rms_norm_eps, out.view(-1, size).numpy())
         return out
 
-    def _attention(
-        self, layer: LayerWeights, x_NC: torch.Tensor, batch: StepBatch, kv: KVView, index: int, layout: ParallelLayout
-    ) -> torch.Tensor:
-        own, d = layer.tensors, self.config.head_dim
+    def _attend(self, layer: LayerWeights, x_NC: torch.Tensor, batch: StepBatch, index: int) -> torch.Tensor:
+        """This worker's share of the attention output, [N, C]; zero for tokens that it holds nothing of."""
+        if len(batch.parts) == 1 and batch.parts[0].rows is None:
+            return self._attention(layer, x_NC, batch.parts[0], index)
+        total = torch.zeros_like(x_NC)
+        for part in batch.parts:
+            total[part.rows] = self._attention(layer, x_NC[part.rows], part, index)
+        return total
+
+    def _attention(self, layer: LayerWeights, x_NC: torch.Tensor, batch: AttentionPart, index: int) -> torch.Tensor:
+        own, d, kv, layout = layer.tensors, self.config.head_dim, batch.kv, batch.layout
         heads, shards = layout.query_heads(self.geometry), layout.kv_shards
         rows = slice(heads.start * d, heads.stop * d)
         wkv = own["wkv"][shards.start : shards.stop]

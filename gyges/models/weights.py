@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gyges.core import ModelGeometry
 from gyges.memory.base import AddressRange
 from gyges.models.config import DecoderConfig
 from gyges.models.source import TensorSource
-from gyges.parallel.weight_layout import WeightLayout
+from gyges.parallel.weight_layout import ResidentLayout
 
 
 @dataclass(slots=True)
@@ -42,22 +41,23 @@ class DecoderWeights:
 
 
 def view_weights(
-    config: DecoderConfig, geometry: ModelGeometry, layout: WeightLayout, where: AddressRange, dtype: torch.dtype
+    config: DecoderConfig, layout: ResidentLayout, where: AddressRange, dtype: torch.dtype
 ) -> DecoderWeights:
-    """Views into mapped pages; nothing is read or written."""
-    tensors = {name: where.tensor(dtype, shape, offset) for name, (offset, shape) in layout.resident.items()}
+    """Views into mapped pages; nothing is read or written. FFN shards are added by :func:`view_ffn`."""
+    tensors = {name: where.tensor(dtype, shape, offset) for name, (offset, shape) in layout.tensors.items()}
     layers = []
     for layer in range(config.num_layers):
         prefix = f"{layer}."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         layers.append(LayerWeights(own, []))
-    for unit in layout.units:
-        r = len(unit.rows)
-        c = geometry.hidden_size
-        gate_up = where.tensor(dtype, (2 * r, c), unit.offset)
-        down = where.tensor(dtype, (c, r), unit.offset + 2 * r * c * geometry.item_size)
-        layers[unit.layer].ffn.append(FFNShard(unit.rows, gate_up, down))
     return DecoderWeights(tensors["embed"], tensors.get("lm_head", tensors["embed"]), tensors["norm"], layers)
+
+
+def view_ffn(where: AddressRange, offset: int, rows: range, hidden_size: int, dtype: torch.dtype) -> FFNShard:
+    """The unit that starts ``offset`` bytes into the range."""
+    r, c = len(rows), hidden_size
+    gate_up = where.tensor(dtype, (2 * r, c), offset)
+    return FFNShard(rows, gate_up, where.tensor(dtype, (c, r), offset + 2 * r * c * dtype.itemsize))
 
 
 def load_weights(weights: DecoderWeights, config: DecoderConfig, source: TensorSource) -> None:
@@ -67,10 +67,23 @@ def load_weights(weights: DecoderWeights, config: DecoderConfig, source: TensorS
     if not config.tied_embeddings:
         source.read("lm_head.weight", weights.lm_head)
     for index, layer in enumerate(weights.layers):
-        _load_layer(f"model.layers.{index}.", layer, source)
+        _load_attention(f"model.layers.{index}.", layer, source)
+    load_ffn(weights, source)
 
 
-def _load_layer(prefix: str, layer: LayerWeights, source: TensorSource) -> None:
+def load_ffn(weights: DecoderWeights, source: TensorSource) -> None:
+    """The FFN shards held here, straight into place."""
+    for index, layer in enumerate(weights.layers):
+        prefix = f"model.layers.{index}.mlp."
+        for shard in layer.ffn:
+            rows = slice(shard.rows.start, shard.rows.stop)
+            r = len(shard.rows)
+            source.read(prefix + "gate_proj.weight", shard.gate_up[:r], rows=rows)
+            source.read(prefix + "up_proj.weight", shard.gate_up[r:], rows=rows)
+            source.read(prefix + "down_proj.weight", shard.down, cols=rows)
+
+
+def _load_attention(prefix: str, layer: LayerWeights, source: TensorSource) -> None:
     own = layer.tensors
     plain = {
         "input_norm": "input_layernorm.weight",
@@ -95,9 +108,3 @@ def _load_layer(prefix: str, layer: LayerWeights, source: TensorSource) -> None:
             source.read(f"{prefix}self_attn.{name}.weight", own["wkv"][shard, which], rows=rows)
             if "bkv" in own:
                 source.read(f"{prefix}self_attn.{name}.bias", own["bkv"][shard, which], rows=rows)
-    for unit in layer.ffn:
-        rows = slice(unit.rows.start, unit.rows.stop)
-        r = len(unit.rows)
-        source.read(prefix + "mlp.gate_proj.weight", unit.gate_up[:r], rows=rows)
-        source.read(prefix + "mlp.up_proj.weight", unit.gate_up[r:], rows=rows)
-        source.read(prefix + "mlp.down_proj.weight", unit.down, cols=rows)

@@ -2,7 +2,9 @@
 
 One memfd serves the whole host, whatever groups are formed later:
 
-    | semaphores: sem[src][dst], one per ordered pair of workers |  | worker 0: buffer A | buffer B |  | worker 1: ...
+    | sem[src][dst], one per ordered pair of workers | epoch[worker] |  | worker 0: buffer A | buffer B |  | worker 1: ...
+
+A worker's epoch goes up when the controller wants it out of whatever collective it is in (a peer has died).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import ctypes
 import ctypes.util
 import mmap
 import os
+from collections.abc import Iterable
 
 _SEM_BYTES = 64  # sizeof(sem_t) is 32 on Linux; one per cache line
 
@@ -27,7 +30,7 @@ class SharedArena:
 
     @staticmethod
     def _header_bytes(num_workers: int) -> int:
-        return -(-(num_workers * num_workers * _SEM_BYTES) // 4096) * 4096
+        return -(-((num_workers + 1) * num_workers * _SEM_BYTES) // 4096) * 4096
 
     @classmethod
     def total_bytes(cls, num_workers: int, buffer_bytes: int) -> int:
@@ -43,15 +46,27 @@ class SharedArena:
         arena.reset()
         return arena
 
-    def reset(self) -> None:
-        """All semaphores to zero. Only while no worker is inside a collective."""
-        for src in range(self.num_workers):
-            for dst in range(self.num_workers):
+    def reset(self, workers: Iterable[int] | None = None) -> None:
+        """The semaphores among ``workers`` (all, if None) to zero. Only while none of them is inside a collective."""
+        chosen = range(self.num_workers) if workers is None else list(workers)
+        for src in chosen:
+            for dst in chosen:
                 if libc.sem_init(ctypes.c_void_p(self.semaphore(src, dst)), 1, 0):
                     raise OSError(ctypes.get_errno(), "sem_init failed")
 
     def semaphore(self, src: int, dst: int) -> int:
         return self._base + (src * self.num_workers + dst) * _SEM_BYTES
+
+    def _epoch(self, worker: int) -> ctypes.c_int64:
+        at = self._base + (self.num_workers * self.num_workers + worker) * _SEM_BYTES
+        return ctypes.c_int64.from_address(at)
+
+    def epoch(self, worker: int) -> int:
+        return self._epoch(worker).value
+
+    def abort(self, worker: int) -> None:
+        """Whatever collective this worker waits in ends with CollectiveAborted, within a fraction of a second."""
+        self._epoch(worker).value += 1
 
     def buffer_offset(self, worker: int, parity: int, length: int) -> int:
         """Where in ``memory`` a worker's buffer A (parity 0) or B (1) starts; ``length`` bytes are about to be used."""

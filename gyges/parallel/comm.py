@@ -19,6 +19,10 @@ class CollectiveTimeout(EngineError):  # noqa: N818 - reads as what happened
     """A peer did not take part in a collective before the deadline."""
 
 
+class CollectiveAborted(EngineError):  # noqa: N818 - reads as what happened
+    """The controller called this worker out of a collective that will never be complete."""
+
+
 class Comm(Protocol):
     rank: int
     size: int

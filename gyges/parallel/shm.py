@@ -19,9 +19,10 @@ import time
 import torch
 
 from gyges.parallel.arena import SharedArena, libc
-from gyges.parallel.comm import CollectiveTimeout
+from gyges.parallel.comm import CollectiveAborted, CollectiveTimeout
 
 _SLICE_FROM_BYTES = 128 * 1024
+_ABORT_CHECK_S = 0.05
 _EINTR, _ETIMEDOUT = 4, 110
 
 
@@ -36,6 +37,7 @@ class ShmComm:
         self.arena, self.members, self.worker, self.timeout = arena, members, worker, timeout
         self.rank, self.size = members.index(worker), len(members)
         self._parity = 0
+        self._epoch = arena.epoch(worker)
         root = members[0]
         others = members[1:]
         sem = lambda src, dst: ctypes.c_void_p(arena.semaphore(src, dst))  # noqa: E731
@@ -48,14 +50,20 @@ class ShmComm:
         if libc.sem_trywait(semaphore) == 0:
             return
         end = time.time() + self.timeout
-        deadline = _Timespec(int(end), int(end % 1 * 1e9))
-        while libc.sem_timedwait(semaphore, ctypes.byref(deadline)):
+        while True:
+            now = time.time()
+            until = min(end, now + _ABORT_CHECK_S)
+            deadline = _Timespec(int(until), int(until % 1 * 1e9))
+            if libc.sem_timedwait(semaphore, ctypes.byref(deadline)) == 0:
+                return
             code = ctypes.get_errno()
-            if code == _ETIMEDOUT:
+            if self.arena.epoch(self.worker) != self._epoch:
+                raise CollectiveAborted(f"worker {self.worker} was called out of a collective of {self.members}")
+            if code == _ETIMEDOUT and until >= end:
                 raise CollectiveTimeout(
                     f"worker {self.worker} waited {self.timeout:.0f} s for worker {src} in a collective of {self.members}"
                 )
-            if code != _EINTR:
+            if code not in (_EINTR, _ETIMEDOUT):
                 raise OSError(code, os.strerror(code))
 
     def _arrive(self) -> None:

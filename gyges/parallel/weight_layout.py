@@ -1,7 +1,7 @@
-"""Where each weight lies in a worker's weight address range. Torch-free, pure; a transformation plans with it too.
+"""Where each weight lies in a worker's address ranges. Torch-free, pure; a transformation plans with it too.
 
-    | resident: embeddings, attention, norms (whole on every worker) | FFN units ...                                   |
-                                                                     | L0 s0 | L0 s1 | L0 s2 | L0 s3 | L1 s0 | ...
+    range "resident"   | embeddings, attention, norms (whole on every worker, never moves) |
+    range "ffn"        | L0 s0 | L0 s1 | L0 s2 | L0 s3 | L1 s0 | ...                         units
 
 A unit is one FFN shard of one layer, stored in one piece: the shard's rows of ``gate`` and of ``up``, and its columns of
 ``down``, each a contiguous matrix.
@@ -14,95 +14,89 @@ padding off: the units a worker holds are packed one behind the other, as an eng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+
+import numpy as np
 
 from gyges.core import ModelGeometry
 from gyges.parallel.sharding import ParallelLayout, ffn_shard_rows
 
 _ALIGN = 64  # bytes; a tensor starts on a cache line
 
-
-@dataclass(frozen=True, slots=True)
-class FFNUnit:
-    """One FFN shard of one layer: byte offset in the weight range, and its rows of the FFN."""
-
-    layer: int
-    shard: int
-    offset: int
-    rows: range
+Unit = tuple[int, int]  # (layer, shard)
 
 
 @dataclass(frozen=True, slots=True)
-class WeightLayout:
-    """Byte offsets of all weights of one worker, and the pages behind them.
+class ResidentLayout:
+    """``tensors``: name -> (byte offset, shape)."""
 
-    resident: name -> (byte offset, shape).   units: those this worker holds, layer by layer.
-    """
-
-    page_bytes: int
-    resident: dict[str, tuple[int, tuple[int, ...]]]
-    resident_pages: int
-    units: tuple[FFNUnit, ...]
-    range_pages: int
-    slots: tuple[int, ...]
-    unpadded_bytes: int
+    tensors: dict[str, tuple[int, tuple[int, ...]]]
+    pages: int
+    used_bytes: int
 
     @classmethod
-    def build(
-        cls,
-        geometry: ModelGeometry,
-        resident_shapes: Sequence[tuple[str, tuple[int, ...]]],
-        layout: ParallelLayout,
-        *,
-        padding: bool,
-        page_bytes: int,
-    ) -> WeightLayout:
+    def build(cls, shapes: Sequence[tuple[str, tuple[int, ...]]], item_size: int, page_bytes: int) -> ResidentLayout:
+        at = used = 0
+        tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for name, shape in shapes:
+            tensors[name] = (at, shape)
+            used += prod(shape) * item_size
+            at = _up(at + prod(shape) * item_size, _ALIGN)
+        return cls(tensors, -(-at // page_bytes), used)
+
+
+@dataclass(frozen=True, slots=True)
+class FFNLayout:
+    """Byte offsets of the FFN units of one worker. ``units``: those it holds; ``sizes``: bytes of a unit, by shard."""
+
+    page_bytes: int
+    units: dict[Unit, int]
+    sizes: tuple[int, ...]
+    rows: tuple[range, ...]
+    range_pages: int
+
+    @classmethod
+    def build(cls, geometry: ModelGeometry, layout: ParallelLayout, *, padding: bool, page_bytes: int) -> FFNLayout:
+        count = layout.shards.ffn
+        rows = tuple(ffn_shard_rows(geometry.intermediate_size, count, shard) for shard in range(count))
+        sizes = tuple(3 * len(r) * geometry.hidden_size * geometry.item_size for r in rows)
         at = 0
-        resident: dict[str, tuple[int, tuple[int, ...]]] = {}
-        for name, shape in resident_shapes:
-            resident[name] = (at, shape)
-            at = _up(at + prod(shape) * geometry.item_size, _ALIGN)
-        resident_bytes = at
-        resident_pages = -(-at // page_bytes)
-        align = page_bytes if padding else _ALIGN
-        if padding:
-            at = resident_pages * page_bytes
-        held = layout.ffn_shards
-        units: list[FFNUnit] = []
-        slots: list[int] = list(range(resident_pages))
-        bytes_held = resident_bytes
+        units: dict[Unit, int] = {}
         for layer in range(geometry.num_layers):
-            for shard in range(layout.shards.ffn):
-                rows = ffn_shard_rows(geometry.intermediate_size, layout.shards.ffn, shard)
-                size = 3 * len(rows) * geometry.hidden_size * geometry.item_size
-                if shard in held:
-                    units.append(FFNUnit(layer, shard, at, rows))
-                    bytes_held += size
-                    slots.extend(range(at // page_bytes, -(-(at + size) // page_bytes)))
+            for shard in range(count):
+                if shard in layout.ffn_shards:
+                    units[layer, shard] = at
                 elif not padding:
                     continue  # packed: a shard that is not here takes no addresses
-                at = _up(at + size, align)
-        return cls(
-            page_bytes=page_bytes,
-            resident=resident,
-            resident_pages=resident_pages,
-            units=tuple(units),
-            range_pages=-(-at // page_bytes),
-            slots=tuple(sorted(set(slots))),
-            unpadded_bytes=bytes_held,
-        )
+                at = _up(at + sizes[shard], page_bytes if padding else _ALIGN)
+        return cls(page_bytes, units, sizes, rows, -(-at // page_bytes))
+
+    def slots(self, units: Iterable[Unit]) -> tuple[np.ndarray, np.ndarray]:
+        """(pages under these units, how many of the units touch each)."""
+        spans = [
+            np.arange(at // self.page_bytes, -(-(at + self.sizes[unit[1]]) // self.page_bytes))
+            for unit in units
+            for at in (self.units[unit],)
+        ]
+        if not spans:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.unique(np.concatenate(spans), return_counts=True)
 
     @property
     def pages(self) -> int:
-        """Physical pages that the weights take."""
-        return len(self.slots)
+        """Physical pages under all units held."""
+        return len(self.slots(self.units)[0])
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(self.sizes[shard] for _, shard in self.units)
 
     @property
     def padding_bytes(self) -> int:
         """Bytes of those pages that hold no weight."""
-        return self.pages * self.page_bytes - self.unpadded_bytes
+        return self.pages * self.page_bytes - self.used_bytes
 
 
 def _up(value: int, multiple: int) -> int:

@@ -17,10 +17,32 @@ The engine and the simulator drive the same class: ``schedule`` -> compute -> ``
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from gyges.kv_cache.blocks import BlockAllocator
+
+class BlockSource(Protocol):
+    """Where a batcher gets blocks: an instance's allocator, or what stands in for it during a transformation."""
+
+    @property
+    def total(self) -> int:
+        """Blocks that one sequence could ever have."""
+        ...
+
+    @property
+    def num_free(self) -> int: ...
+
+    @property
+    def num_held(self) -> int: ...
+
+    def allocate(self, count: int, owner: Sequence | None = None) -> list[int] | None:
+        """``count`` more blocks for this sequence, or None (and nothing taken)."""
+        ...
+
+    def release(self, block_ids: list[int], owner: Sequence | None = None) -> None:
+        """All blocks of this sequence."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +69,11 @@ class Sequence:
     @property
     def sampled(self) -> int:
         return self.known - self.prompt_tokens
+
+    def start_over(self) -> None:
+        """Its KV cache is lost: what is known is computed again."""
+        self.blocks, self.computed = [], 0
+        self.preemptions += 1
 
     @property
     def remaining(self) -> int:
@@ -90,7 +117,7 @@ class BatchPlan:
 class Batcher:
     """Decides what one instance computes next."""
 
-    def __init__(self, limits: BatchLimits, allocator: BlockAllocator) -> None:
+    def __init__(self, limits: BatchLimits, allocator: BlockSource) -> None:
         assert limits.max_batch_tokens >= 1
         self.limits, self.allocator = limits, allocator
         self.running: list[Sequence] = []  # by order
@@ -111,6 +138,11 @@ class Batcher:
         assert self.fits_alone(sequence.max_length), "admission must reject what can never fit"
         insort(self.waiting, sequence, key=_order)
 
+    def take_over(self, running: Iterable[Sequence], waiting: Iterable[Sequence]) -> None:
+        """Sequences of batchers that are given up; the running ones keep their blocks, which the allocator knows."""
+        self.running = sorted([*self.running, *running], key=_order)
+        self.waiting = sorted([*self.waiting, *waiting], key=_order)
+
     def schedule(self) -> BatchPlan | None:
         """The next step, or None if there is nothing to do. Takes and gives back blocks."""
         plan = BatchPlan()
@@ -128,7 +160,7 @@ class Batcher:
         # A preemption in this step means that blocks are short: admit nobody on what was just given back.
         while budget and self.waiting and not plan.preempted and len(self.running) < self.limits.max_seqs:
             sequence = self.waiting[0]
-            blocks = self.allocator.allocate(self.blocks_for(sequence.known))
+            blocks = self.allocator.allocate(self.blocks_for(sequence.known), sequence)
             if blocks is None:
                 break
             self.waiting.pop(0)
@@ -147,7 +179,7 @@ class Batcher:
         while index < len(self.running):
             sequence = self.running[index]
             need = self.blocks_for(sequence.known) - len(sequence.blocks)
-            blocks = self.allocator.allocate(need) if need > 0 else []
+            blocks = self.allocator.allocate(need, sequence) if need > 0 else []
             if blocks is None:
                 self._preempt(self.running[-1], plan)
                 continue
@@ -159,10 +191,8 @@ class Batcher:
     def _preempt(self, victim: Sequence, plan: BatchPlan) -> None:
         assert len(self.running) > 1, "a lone sequence ran out of blocks although it fits alone"
         self.running.remove(victim)
-        self.allocator.release(victim.blocks)
-        victim.blocks = []
-        victim.computed = 0
-        victim.preemptions += 1
+        self.allocator.release(victim.blocks, victim)
+        victim.start_over()
         plan.extended = [(s, b) for s, b in plan.extended if s is not victim]
         plan.preempted.append(victim)
         insort(self.waiting, victim, key=_order)
@@ -181,7 +211,7 @@ class Batcher:
         """Takes a sequence out, running or waiting, and gives its blocks back. Not between schedule and advance."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self.allocator.release(sequence.blocks)
+            self.allocator.release(sequence.blocks, sequence)
             sequence.blocks = []
         else:
             self.waiting.remove(sequence)

@@ -1,5 +1,6 @@
 """The contract of gyges.memory.base, for every backend at hand."""
 
+import ctypes
 import faulthandler
 import os
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from gyges.errors import UserError
 from gyges.memory.base import OutOfPages
-from gyges.memory.cpu import CpuPagePool
+from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
 
 PAGE = 4096
 
@@ -85,24 +86,42 @@ def test_unmapped_addresses_fault(make_pool):
     assert os.WIFSIGNALED(status), "writing to an unmapped page must not succeed"
 
 
-def test_peers_see_the_same_page_through_the_exported_descriptor(make_pool):
-    import mmap
-
-    pool = make_pool(2)
+def test_peers_find_and_see_the_same_page_through_the_exported_descriptors(make_pool):
+    pool = make_pool(3)
+    pool.reserve("weights", 5)
     where = pool.reserve("kv", 2)
     pool.map(where, [1])
     where.tensor(torch.uint8, (PAGE,), PAGE).fill_(42)
-    with mmap.mmap(pool.export_fd(), 2 * PAGE) as peer:
-        assert bytes(peer).count(42) == PAGE
+    peer = CpuPeerMemory(pool.export(), pool.capacity, PAGE)
+    try:
+        absent, page = peer.pages(where)
+        assert absent == -1
+        assert ctypes.string_at(peer.address + page * PAGE, PAGE) == bytes([42]) * PAGE
+        pool.unmap(where, [1])
+        assert peer.pages(where)[1] == -1, "the table is shared, not copied"
+    finally:
+        peer.close()
 
 
-def test_close_gives_the_descriptor_back_and_may_be_repeated(make_pool):
+def test_the_peak_is_of_one_moment(make_pool):
+    pool = make_pool(8)
+    where = pool.reserve("kv", 8)
+    pool.map(where, [0, 1, 2])
+    pool.unmap(where, [0, 1])
+    pool.map(where, [5])
+    assert pool.peak_mapped == 3
+    pool.reset_peak()
+    assert pool.peak_mapped == 2
+
+
+def test_close_gives_the_descriptors_back_and_may_be_repeated(make_pool):
     pool = make_pool(2)
-    fd = pool.export_fd()
+    descriptors = pool.export()
     pool.close()
     pool.close()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
+    for fd in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_a_budget_beyond_the_machine_names_the_remedy():

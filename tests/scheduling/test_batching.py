@@ -40,7 +40,7 @@ workloads = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40), st.intege
 def test_everyone_ends_and_nothing_leaks(workload, budget, max_seqs, block_size, slack):
     longest = max(prompt + output - 1 for _, prompt, output in workload)
     total = -(-longest // block_size) + slack
-    batcher = Batcher(BatchLimits(budget, max_seqs, block_size), BlockAllocator(range(total)))
+    batcher = Batcher(BatchLimits(budget, max_seqs, block_size), BlockAllocator.of_blocks(total))
     arrivals: dict[int, list[Sequence]] = {}
     everyone = []
     for order, (at, prompt, output) in enumerate(sorted(workload)):
@@ -70,7 +70,7 @@ def test_everyone_ends_and_nothing_leaks(workload, budget, max_seqs, block_size,
 @given(workloads, st.integers(2, 16), st.integers(1, 3))
 def test_the_oldest_is_never_preempted_and_always_in_the_step(workload, budget, slack):
     longest = max(prompt + output - 1 for _, prompt, output in workload)
-    batcher = Batcher(BatchLimits(budget, 8, 1), BlockAllocator(range(longest + slack)))
+    batcher = Batcher(BatchLimits(budget, 8, 1), BlockAllocator.of_blocks(longest + slack))
     arrivals = {0: [sequence(i, p, o) for i, (_, p, o) in enumerate(workload)]}
 
     def check(plan):
@@ -82,7 +82,7 @@ def test_the_oldest_is_never_preempted_and_always_in_the_step(workload, budget, 
 
 
 def test_a_decode_is_never_starved_by_a_prefill():
-    batcher = Batcher(BatchLimits(8, 8, 4), BlockAllocator(range(100)))
+    batcher = Batcher(BatchLimits(8, 8, 4), BlockAllocator.of_blocks(100))
     first, long = sequence(0, 2, 10), sequence(1, 60, 1)
     _, plans = run(batcher, {0: [first], 1: [long]})
     during = [plan for plan in plans if any(row.sequence is long for row in plan.rows)]
@@ -91,7 +91,7 @@ def test_a_decode_is_never_starved_by_a_prefill():
 
 
 def test_prefill_is_cut_at_the_token_budget():
-    batcher = Batcher(BatchLimits(16, 8, 4), BlockAllocator(range(100)))
+    batcher = Batcher(BatchLimits(16, 8, 4), BlockAllocator.of_blocks(100))
     _, plans = run(batcher, {0: [sequence(0, 40, 1)]})
     assert [(r.start, r.count, r.samples) for p in plans for r in p.rows] == [
         (0, 16, False),
@@ -101,7 +101,7 @@ def test_prefill_is_cut_at_the_token_budget():
 
 
 def test_running_out_of_blocks_preempts_the_latest_which_starts_over():
-    batcher = Batcher(BatchLimits(64, 8, 1), BlockAllocator(range(12)))
+    batcher = Batcher(BatchLimits(64, 8, 1), BlockAllocator.of_blocks(12))
     old, young = sequence(0, 4, 6), sequence(1, 4, 6)
     ended, _ = run(batcher, {0: [old, young]})
     assert ended == [old, young]

@@ -1,0 +1,74 @@
+"""The simplest rule that transforms: merge when a request fits nowhere, split when nobody needs the room any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gyges.scheduling.routing import (
+    POLICIES,
+    Decision,
+    HostView,
+    InstanceView,
+    LeastLoadFirst,
+    Merge,
+    Send,
+    Split,
+    Wait,
+    can_hold,
+    too_long,
+)
+
+
+@POLICIES.register("on-demand")
+class OnDemand:
+    """Short requests go to the least loaded instance that can hold them, the narrowest first. One that fits nowhere makes the
+    least loaded instances of the lowest degree merge, as few as it takes. An instance wider than the host's lowest degree splits
+    as soon as none of its requests needs the room."""
+
+    def __init__(self) -> None:
+        self._least_load = LeastLoadFirst()
+
+    def route(self, length: int, instances: Sequence[InstanceView], host: HostView) -> Decision:
+        fitting = can_hold(length, instances)
+        if fitting:
+            narrowest = min(instances[i].degree for i in fitting)
+            fitting = [i for i in fitting if instances[i].degree == narrowest]
+            return Send(min(fitting, key=lambda i: (_load(instances[i]), i)))
+        degrees = [d for d in sorted(host.max_tokens) if host.max_tokens[d] >= length]
+        if not degrees:
+            return too_long(length, instances, host)
+        for degree in degrees:
+            indices = _to_merge(degree, instances)
+            if indices:
+                return Merge(indices, f"a request of {length} tokens fits no instance")
+        if any(view.transforming for view in instances) or len(instances) > 1:
+            return Wait()
+        return too_long(length, instances, host)
+
+    def review(self, instances: Sequence[InstanceView], host: HostView) -> list[Merge | Split]:
+        lowest = min(host.max_tokens)
+        return [
+            Split(index, (lowest,) * (view.degree // lowest), "no request needs the wide instance any more")
+            for index, view in enumerate(instances)
+            if view.degree > lowest
+            and not view.transforming
+            and view.degree % lowest == 0
+            and view.longest_tokens <= host.max_tokens[lowest]
+        ]
+
+
+def _load(view: InstanceView) -> float:
+    return view.remaining_tokens / view.degree
+
+
+def _to_merge(degree: int, instances: Sequence[InstanceView]) -> tuple[int, ...]:
+    """The least loaded instances, narrowest first, whose degrees add up to ``degree``; empty if none do."""
+    chosen: list[int] = []
+    left = degree
+    for index in sorted(range(len(instances)), key=lambda i: (instances[i].degree, _load(instances[i]), i)):
+        if not instances[index].transforming and instances[index].degree <= left:
+            chosen.append(index)
+            left -= instances[index].degree
+        if not left:
+            return tuple(sorted(chosen))
+    return ()

@@ -1,0 +1,179 @@
+"""One worker's memory under a running model: pages, address ranges, peers; carries out what the interpreter says.
+
+Used by the engine's runner and, without any model, by the micro-benchmark.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gyges.kernels import copy as copy_kernel
+from gyges.memory.cpu import CpuAddressRange, CpuPagePool, CpuPeerMemory
+from gyges.parallel.sharding import ParallelLayout
+from gyges.transform.books import WorkerBook, ranges_of
+from gyges.transform.copies import CopyBatch
+from gyges.transform.host import HostShape
+from gyges.transform.interpreter import Effect, Interpreter
+from gyges.transform.ops import FFN, Barrier, FFNRelease, Join, Op, Settle
+
+
+@dataclass(slots=True)
+class Spent:
+    """What one worker did for one transformation. Seconds; bytes copied; descriptors: contiguous copies; pages.
+
+    kv_* and weights_*: by what moved.   local: from this worker's own pages (compaction).   peer: from another's.
+    wait_s: for the others, at barriers.   peak_pages: most pages mapped at one moment.
+    """
+
+    map_s: float = 0.0
+    unmap_s: float = 0.0
+    peer_copy_s: float = 0.0
+    local_copy_s: float = 0.0
+    weights_s: float = 0.0
+    wait_s: float = 0.0
+    communicator_s: float = 0.0
+    kv_peer_bytes: int = 0
+    kv_local_bytes: int = 0
+    weights_peer_bytes: int = 0
+    weights_local_bytes: int = 0
+    kv_descriptors: int = 0
+    weights_descriptors: int = 0
+    mapped_pages: int = 0
+    unmapped_pages: int = 0
+    start_pages: int = 0
+    peak_pages: int = 0
+    end_pages: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Device:
+    """``wait``: returns when all workers of the wide instance have called it (a collective's barrier)."""
+
+    def __init__(self, host: HostShape, worker: int, layout: ParallelLayout, name: str | None = None) -> None:
+        self.host, self.worker = host, worker
+        self.pool = CpuPagePool(host.device_pages, host.page_bytes, name or f"gyges-device-{worker}")
+        self.ranges: dict[str, CpuAddressRange] = {
+            range_name: self.pool.reserve(range_name, slots) for range_name, slots in ranges_of(host).items()
+        }
+        self.pool.map(self.ranges["resident"], np.arange(host.resident_layout.pages))
+        self.peers: dict[int, CpuPeerMemory] = {}
+        self.spent = Spent()
+        self.start(layout, 0)
+
+    def start(self, layout: ParallelLayout, parity: int) -> None:
+        """An empty KV cache, and pages (their content is the caller's task) for this layout's weights."""
+        self.book = WorkerBook(self.host, self.worker, layout, parity)
+        self.interpreter = Interpreter(self.book)
+        self._converted: set[int] = set()
+        self._released: set[int] = set()
+        ffn = self.book.ffn
+        slots, _ = ffn.units.slots(ffn.units.units)
+        self.pool.map(self.ranges[ffn.range], slots)
+
+    def reset(self, layout: ParallelLayout, parity: int) -> None:
+        """As :meth:`start`, from any state, a broken one included."""
+        for name, where in self.ranges.items():
+            if name != "resident":
+                self.pool.unmap(where, np.flatnonzero(where.table >= 0))
+        self.start(layout, parity)
+
+    def connect(self, worker: int, descriptors: tuple[int, ...]) -> None:
+        """Makes a peer's pages readable here; the worker's own, too, count as a peer's."""
+        self.peers[worker] = CpuPeerMemory(descriptors, self.host.device_pages, self.host.page_bytes)
+
+    def close(self) -> None:
+        for peer in self.peers.values():
+            peer.close()
+        self.peers.clear()
+        self.pool.close()
+
+    # -- FFN units ----------------------------------------------------------------------------------------------------
+
+    def ffn_unit(self, layer: int, shard: int) -> tuple[CpuAddressRange, int]:
+        """(range, byte offset) of a unit that this worker holds; where it has just been moved to, if it has."""
+        side = self.book.ffn
+        if self.book.ffn_back is not None and (
+            layer in self._released or (layer in self._converted and not self._front_has(shard))
+        ):
+            side = self.book.ffn_back
+        return self.ranges[side.range], side.units.units[layer, shard]
+
+    def _front_has(self, shard: int) -> bool:
+        return shard in self.book.ffn.layout.ffn_shards
+
+    # -- operations ---------------------------------------------------------------------------------------------------
+
+    def apply(self, op: Op, wait: Callable[[], None]) -> None:
+        """Carries one operation out. Raises OutOfPages if the plan did not keep within the budget."""
+        if isinstance(op, Join):
+            self.spent = Spent(start_pages=self.host.device_pages - self.pool.free_pages)
+            self.pool.reset_peak()
+        if isinstance(op, Barrier):
+            began = time.perf_counter()
+            wait()
+            self.spent.wait_s += time.perf_counter() - began
+            return
+        self.carry_out(self.interpreter.apply(op))
+        if isinstance(op, FFN):
+            self._converted.update(range(op.first, op.stop))
+        elif isinstance(op, FFNRelease):
+            self._released.update(range(op.first, op.stop))
+        elif isinstance(op, Settle):
+            self._converted, self._released = set(), set()
+            self.spent.end_pages = self.host.device_pages - self.pool.free_pages
+            self.spent.peak_pages = self.pool.peak_mapped
+
+    def carry_out(self, effect: Effect) -> None:
+        spent = self.spent
+        began = time.perf_counter()
+        for move in effect.map:
+            self.pool.map(self.ranges[move.range], move.slots)
+            spent.mapped_pages += len(move.slots)
+        mapped = time.perf_counter()
+        for batch in effect.copies:
+            self._copy(batch, effect.part)
+        copied = time.perf_counter()
+        for move in effect.unmap:
+            self.pool.unmap(self.ranges[move.range], move.slots)
+            spent.unmapped_pages += len(move.slots)
+        if effect.part == "weights":
+            spent.weights_s += time.perf_counter() - began
+        else:
+            spent.map_s += mapped - began
+            spent.unmap_s += time.perf_counter() - copied
+
+    def _copy(self, batch: CopyBatch, part: str) -> None:
+        began = time.perf_counter()
+        peer, page = self.peers[batch.worker], self.host.page_bytes
+        source, target = self.ranges[batch.src_range], self.ranges[batch.dst_range]
+        slot, inside = np.divmod(batch.src, page)
+        pages = peer.pages(source)[slot].astype(np.int64)
+        assert (pages >= 0).all(), (
+            f"worker {batch.worker} does not hold what worker {self.worker} wants of {batch.src_range}"
+        )
+        copy_kernel.copy_runs(
+            target.address, peer.address, batch.dst, pages * page + inside, batch.lengths, batch.loops
+        )
+        spent, local = self.spent, batch.worker == self.worker
+        took = time.perf_counter() - began
+        if part == "weights":
+            spent.weights_descriptors += batch.descriptors
+            if local:
+                spent.weights_local_bytes += batch.bytes
+            else:
+                spent.weights_peer_bytes += batch.bytes
+        else:
+            spent.kv_descriptors += batch.descriptors
+            if local:
+                spent.kv_local_bytes += batch.bytes
+                spent.local_copy_s += took
+            else:
+                spent.kv_peer_bytes += batch.bytes
+                spent.peer_copy_s += took

@@ -1,0 +1,381 @@
+"""From what is held to a program that transforms it: pure, torch-free. The engine runs it, the simulator prices it.
+
+A plan never holds more pages than a device has. In one stop (the overlap off) KV blocks move in *rounds*: as many source
+groups as the free pages of every worker allow are copied, all workers wait for each other, the sources are given up:
+
+    free pages   | round 1: Transfer |  Barrier  | Release |  more free pages  | round 2: Transfer | Barrier | Release | ...
+
+Merges release FFN weights first, which makes room for KV; splits gather FFN weights last, when the KV cache has shrunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gyges.errors import EngineError
+from gyges.kv_cache.blocks import BlockAllocator
+from gyges.transform.books import WorkerBook
+from gyges.transform.host import HostShape
+from gyges.transform.interpreter import Interpreter
+from gyges.transform.ops import FFN, AnyOp, Barrier, FFNRelease, Join, Release, Settle, Transfer, pack_ids
+from gyges.transform.shape import Transformation
+
+
+class PlanImpossible(EngineError):  # noqa: N818 - reads as what happened
+    """The blocks in use do not fit what is asked for; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The blocks of one narrow instance's requests: ``src`` front ids and ``dst`` back ids, int64 [n], n-th to n-th."""
+
+    narrow: int
+    src: np.ndarray
+    dst: np.ndarray
+
+
+@dataclass(slots=True)
+class WorkerTotals:
+    """What a program does on one worker. Bytes copied from peers and from own pages; descriptors: contiguous copies."""
+
+    kv_peer_bytes: int = 0
+    kv_local_bytes: int = 0
+    weights_peer_bytes: int = 0
+    weights_local_bytes: int = 0
+    kv_descriptors: int = 0
+    weights_descriptors: int = 0
+    mapped_pages: int = 0
+    unmapped_pages: int = 0
+    start_pages: int = 0
+    peak_pages: int = 0
+    end_pages: int = 0
+
+
+@dataclass
+class Plan:
+    """``ops``: the program, the same for all workers.   ``totals``: by worker."""
+
+    shape: Transformation
+    ops: list[AnyOp]
+    totals: dict[int, WorkerTotals] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        return sum(isinstance(op, Release) and not op.back for op in self.ops)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Between devices."""
+        return sum(t.kv_peer_bytes + t.weights_peer_bytes for t in self.totals.values())
+
+    @property
+    def descriptors(self) -> int:
+        return sum(t.kv_descriptors + t.weights_descriptors for t in self.totals.values())
+
+    @property
+    def peak_extra_pages(self) -> int:
+        """Pages beyond the larger of before and after, on the worker that needs most."""
+        return max(t.peak_pages - max(t.start_pages, t.end_pages) for t in self.totals.values())
+
+
+@dataclass
+class BackIds:
+    """``ids``: by narrow instance, int64 [n].   ghosts: front ids that were not kept but lie in a group that a back allocator
+    took over; it counts them as held until :meth:`forget` says that nobody reads them any more.   abandoned: front groups
+    that nobody took over; their ids are free again once the transformation is over."""
+
+    ids: list[np.ndarray]
+    ghosts: dict[int, BlockAllocator] = field(default_factory=dict)
+    abandoned: list[int] = field(default_factory=list)
+
+    def lock(self, kept: Sequence[np.ndarray], target: Sequence[BlockAllocator]) -> None:
+        per_group = target[0].blocks_per_group
+        owner = {
+            int(group): allocator
+            for ids, keep, allocator in zip(self.ids, kept, target, strict=True)
+            for group in np.unique(ids[keep] // per_group)
+        }
+        abandoned = set()
+        for ids, keep in zip(self.ids, kept, strict=True):
+            for block in ids[~keep].tolist():
+                allocator = owner.get(block // per_group)
+                if allocator is None:
+                    abandoned.add(block // per_group)
+                else:
+                    allocator.adopt([block])
+                    self.ghosts[block] = allocator
+        self.abandoned = sorted(abandoned)
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Front blocks that have been given up."""
+        for block in blocks:
+            allocator = self.ghosts.pop(block, None)
+            if allocator is not None:
+                allocator.release([block])
+
+
+def back_ids(
+    shape: Transformation, host: HostShape, live: Sequence[Sequence[int]], allocators: Sequence[BlockAllocator]
+) -> BackIds:
+    """Back ids for the live blocks (front ids) of each narrow instance, taken from ``allocators`` (one for a merge, one per
+    narrow instance for a split).
+
+    Where addresses do not depend on the degree, ids are kept; but a group that two instances of a split would share stays with
+    the one that has most of it, and the blocks of the other are renamed. Elsewhere all are new and dense: that is compaction.
+    Raises PlanImpossible if an instance cannot hold its blocks.
+    """
+    target = [allocators[0 if shape.kind == "merge" else index] for index in range(len(live))]
+    for index, blocks in enumerate(live):
+        if len(blocks) > target[index].total:
+            raise PlanImpossible(f"{len(blocks)} blocks in use do not fit {target[index].total}")
+    kept = _kept(shape, host, live, target) if host.same_addresses else [np.zeros(len(b), bool) for b in live]
+    result = BackIds([np.array(blocks, np.int64) for blocks in live])
+    for ids, keep, allocator in zip(result.ids, kept, target, strict=True):
+        allocator.adopt(ids[keep].tolist())
+    if host.same_addresses:
+        result.lock(kept, target)
+    for ids, keep, allocator in zip(result.ids, kept, target, strict=True):
+        fresh = allocator.allocate(int((~keep).sum()))
+        if fresh is None:
+            raise PlanImpossible("the blocks in use do not fit after the transformation")
+        ids[~keep] = fresh
+    return result
+
+
+def _kept(
+    shape: Transformation, host: HostShape, live: Sequence[Sequence[int]], target: Sequence[BlockAllocator]
+) -> list[np.ndarray]:
+    per_group = target[0].blocks_per_group
+    if shape.kind == "merge" or per_group == 1:
+        return [np.ones(len(blocks), bool) for blocks in live]
+    groups = [np.asarray(blocks, np.int64) // per_group for blocks in live]
+    most: dict[int, tuple[int, int]] = {}  # group -> (blocks of the instance that has most, that instance)
+    for index, own in enumerate(groups):
+        for group, count in zip(*(a.tolist() for a in np.unique(own, return_counts=True)), strict=True):
+            if group not in most or count > most[group][0]:
+                most[group] = (count, index)
+    kept = []
+    for index, own in enumerate(groups):
+        mine = sorted((g for g, (_, owner) in most.items() if owner == index), key=lambda g: -most[g][0])
+        kept.append(np.isin(own, mine[: target[index].max_groups]))
+    return kept
+
+
+class Planner:
+    """Composes a program operation by operation, keeping the books of every worker so that each one fits."""
+
+    def __init__(self, host: HostShape, shape: Transformation, books: dict[int, WorkerBook], join: Join) -> None:
+        self.host, self.shape = host, shape
+        self.ops: list[AnyOp] = []
+        self.interpreters = {w: Interpreter(books[w], copies=False) for w in shape.wide}
+        # What a stop may take beyond the pages it began with; more at once would be hardly faster.
+        self.extra_pages = max(host.reserve_pages, host.device_pages // 32)
+        self.headroom = 0  # pages that must stay free
+        self.start_pages = {w: books[w].mapped_pages for w in shape.wide}
+        self.emit(join)
+
+    def emit(self, op: AnyOp) -> None:
+        self.ops.append(op)
+        for interpreter in self.interpreters.values():
+            effect = interpreter.apply(op)
+            assert effect.unmap or interpreter.book.free_pages >= 0, f"{type(op).__name__} exceeds the device"
+
+    def take(self) -> list[AnyOp]:
+        """The operations since the last call."""
+        ops, self.ops = self.ops, []
+        return ops
+
+    # -- FFN ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_peers_for_ffn(self) -> bool:
+        return any(peer != worker for worker in self.shape.wide for _, peer in self.shape.ffn_sources(worker))
+
+    def ffn_layers_that_fit(self, first: int, most: int) -> int:
+        """How many layers from ``first`` on, at most ``most``, can be brought to the back now."""
+        for count in range(most, 0, -1):
+            layers = range(first, first + count)
+            if all(
+                i.book.ffn_back is not None and i.book.ffn_back.would_map(layers) <= i.book.free_pages
+                for i in self.interpreters.values()
+            ):
+                return count
+        return 0
+
+    def ffn_stage(self, first: int = 0) -> None:
+        """All layers from ``first`` on, at once or as many at a time as fit."""
+        layers = self.host.model.num_layers
+        while first < layers:
+            count = self.ffn_layers_that_fit(first, layers - first)
+            if not count:
+                raise PlanImpossible(f"no room for the FFN weights of layer {first}")
+            self.emit(FFN(first, first + count))
+            if self.reads_peers_for_ffn:
+                self.emit(Barrier())
+            self.emit(FFNRelease(first, first + count))
+            first += count
+
+    # -- KV -----------------------------------------------------------------------------------------------------------
+
+    def room(self, worker: int) -> int:
+        """Pages that this worker may map now without taking more than its share beyond what it began with."""
+        book = self.interpreters[worker].book
+        return min(book.free_pages, max(0, self.start_pages[worker] + self.extra_pages - book.mapped_pages))
+
+    def fits(self, moves: Sequence[Moves], *, sparing: bool = False) -> bool:
+        """Whether the pages that these moves map are free on every worker; ``sparing``: within :meth:`room`."""
+        for interpreter in self.interpreters.values():
+            wanted = [m.dst for m in moves if interpreter.side(m.narrow, back=True) is not None]
+            side = interpreter.book.kv_back
+            room = self.room(interpreter.book.worker) if sparing else interpreter.book.free_pages - self.headroom
+            if wanted and side is not None and side.would_map(np.concatenate(wanted)) > room:
+                return False
+        return True
+
+    def transfer(self, moves: Moves) -> None:
+        self.emit(Transfer(moves.narrow, pack_ids(moves.src), pack_ids(moves.dst)))
+
+    def release(self, narrow: int, ids: np.ndarray, *, back: bool = False) -> None:
+        self.emit(Release(narrow, pack_ids(ids), back))
+
+    def kv_stage(self, moves: Sequence[Moves]) -> None:
+        """Everything, in rounds of whole source groups."""
+        moves = [each for each in moves if len(each.src)]
+        if not moves:
+            return
+        units = _Units.of(self.shape, self.host, moves)
+        at = 0
+        while at < len(units):
+            count = self._round(units, at)
+            batch = units.moves(at, at + count)
+            for each in batch:
+                self.transfer(each)
+            self.emit(Barrier())
+            for each in batch:
+                self.release(each.narrow, each.src)
+            at += count
+
+    def _round(self, units: _Units, at: int) -> int:
+        """How many units from ``at`` on fit at once: guessed from the average, then made smaller until it is true."""
+        rest = units.moves(at, len(units))
+        share = 1.0
+        for interpreter in self.interpreters.values():
+            side = interpreter.book.kv_back
+            wanted = [m.dst for m in rest if interpreter.side(m.narrow, back=True) is not None]
+            need = side.would_map(np.concatenate(wanted)) if wanted and side is not None else 0
+            if need:
+                share = min(share, self.room(interpreter.book.worker) / need)
+        count = max(1, int((len(units) - at) * share))
+        while count > 1 and not self.fits(units.moves(at, at + count), sparing=True):
+            count = max(1, count * 3 // 4)
+        if count == 1 and not self.fits(units.moves(at, at + 1)):
+            raise PlanImpossible("no room to move a single group of KV blocks")
+        return count
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What must move together, in the order in which it moves: the live blocks of one front group each.
+
+    narrow, src, dst: int64 [n].   starts: int64 [units + 1], where each unit begins in them.
+    """
+
+    narrow: np.ndarray
+    src: np.ndarray
+    dst: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, shape: Transformation, host: HostShape, moves: Sequence[Moves]) -> _Units:
+        """Takes evenly from every narrow instance; groups that several share (splits) in the order of their ids."""
+        narrow = np.concatenate([np.full(len(m.src), m.narrow) for m in moves])
+        src, dst = (np.concatenate([getattr(m, name) for m in moves]) for name in ("src", "dst"))
+        key, group = np.empty(len(src)), np.empty(len(src), np.int64)
+        at = 0
+        shared = False
+        for each in moves:
+            per_group = host.kv_geometry(len(shape.front_members(each.narrow))).blocks_per_group
+            own = slice(at, at + len(each.src))
+            group[own] = each.src // per_group
+            ids, rank = np.unique(group[own], return_inverse=True)
+            shared |= shape.kind == "split" and per_group > 1
+            key[own] = rank / max(1, len(ids))
+            at += len(each.src)
+        if shared:
+            key = group.astype(float)
+        order = np.lexsort((src, group, narrow, key)) if not shared else np.lexsort((src, narrow, group))
+        narrow, src, dst, group = narrow[order], src[order], dst[order], group[order]
+        new = np.diff(group, prepend=-1) != 0
+        if not shared:
+            new |= np.diff(narrow, prepend=-1) != 0
+        return cls(narrow, src, dst, np.append(np.flatnonzero(new), len(src)))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def moves(self, first: int, stop: int) -> list[Moves]:
+        part = slice(self.starts[first], self.starts[stop])
+        narrow, src, dst = self.narrow[part], self.src[part], self.dst[part]
+        return [Moves(int(n), src[narrow == n], dst[narrow == n]) for n in np.unique(narrow)]
+
+
+def stop_program(
+    host: HostShape,
+    shape: Transformation,
+    books: dict[int, WorkerBook],
+    moves: Sequence[Moves],
+    join: Join,
+    switches: Sequence[AnyOp] = (),
+) -> list[AnyOp]:
+    """Everything at once (the overlap off). ``books`` follow along and are those of afterwards when it returns."""
+    planner = Planner(host, shape, books, join)
+    stages = [planner.ffn_stage, lambda: planner.kv_stage(moves)]
+    for stage in stages if shape.kind == "merge" else reversed(stages):
+        stage()
+    planner.ops += switches
+    planner.emit(Settle())
+    return planner.take()
+
+
+def join_of(shape: Transformation, books: dict[int, WorkerBook], homes: Iterable[tuple[int, int]] = ()) -> Join:
+    return Join(
+        shape.kind,
+        shape.wide,
+        shape.narrow,
+        (shape.shards.kv, shape.shards.ffn),
+        tuple(books[w].parity for w in shape.wide),
+        list(homes),
+    )
+
+
+def make_plan(host: HostShape, shape: Transformation, books: dict[int, WorkerBook], moves: Sequence[Moves]) -> Plan:
+    """The one-stop program with its totals; ``books`` stay as they are. Raises PlanImpossible."""
+    ops = stop_program(host, shape, {w: books[w].copy() for w in shape.wide}, moves, join_of(shape, books))
+    return Plan(shape, ops, totals_of(ops, {w: books[w].copy() for w in shape.wide}))
+
+
+def totals_of(ops: Sequence[AnyOp], books: dict[int, WorkerBook]) -> dict[int, WorkerTotals]:
+    """Adds up a program's effects on every worker; ``books`` follow along."""
+    totals = {}
+    for worker, book in books.items():
+        total = WorkerTotals(start_pages=book.mapped_pages, peak_pages=book.mapped_pages)
+        interpreter = Interpreter(book)
+        for op in ops:
+            before = book.mapped_pages
+            effect = interpreter.apply(op)
+            mapped = sum(len(move.slots) for move in effect.map)
+            total.mapped_pages += mapped
+            total.unmapped_pages += sum(len(move.slots) for move in effect.unmap)
+            total.peak_pages = max(total.peak_pages, before + mapped)
+            for batch in effect.copies:
+                origin = "local" if batch.worker == worker else "peer"
+                name = f"{effect.part}_{origin}_bytes"
+                setattr(total, name, getattr(total, name) + batch.bytes)
+                name = f"{effect.part}_descriptors"
+                setattr(total, name, getattr(total, name) + batch.descriptors)
+        total.end_pages = book.mapped_pages
+        totals[worker] = total
+    return totals

@@ -1,0 +1,138 @@
+"""Which workers change from what to what. Torch-free, immutable.
+
+Every transformation is between one *wide* instance and the *narrow* instances that its workers form before a merge, or after
+a split. Ranks of the wide instance are dealt so that what a worker keeps is part of what it had:
+
+    narrow: TP2 of workers (0, 1) and TP2 of (2, 3)          FFN rows   0    1/4   1/2   3/4    1
+      worker 0 and 2 hold the first half, 1 and 3 the second            | w 0 | w 2 | w 1 | w 3 |
+    wide: ranks (0, 2, 1, 3), so that each keeps half of its own        '- of 0, 2 -'- of 1, 3 -'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from gyges.parallel.sharding import ParallelLayout, ShardCount
+
+Kind = Literal["merge", "split"]
+Part = Literal["kv", "ffn"]
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """``wide``: workers in rank order.   ``narrow``: the same workers, partitioned, each in rank order."""
+
+    kind: Kind
+    wide: tuple[int, ...]
+    narrow: tuple[tuple[int, ...], ...]
+    shards: ShardCount
+
+    def __post_init__(self) -> None:
+        flat = sorted(worker for members in self.narrow for worker in members)
+        assert flat == sorted(self.wide), f"{self.narrow} is not a partition of {self.wide}"
+        assert len(self.narrow) > 1, "a transformation is between one instance and several"
+
+    def wide_layout(self, worker: int) -> ParallelLayout:
+        return ParallelLayout(len(self.wide), self.wide.index(worker), self.shards)
+
+    @cached_property
+    def _narrow_index(self) -> dict[int, int]:
+        return {worker: index for index, members in enumerate(self.narrow) for worker in members}
+
+    def narrow_index(self, worker: int) -> int:
+        return self._narrow_index[worker]
+
+    def narrow_layout(self, worker: int) -> ParallelLayout:
+        members = self.narrow[self.narrow_index(worker)]
+        return ParallelLayout(len(members), members.index(worker), self.shards)
+
+    def front_layout(self, worker: int) -> ParallelLayout:
+        """Before the transformation."""
+        return self.narrow_layout(worker) if self.kind == "merge" else self.wide_layout(worker)
+
+    def back_layout(self, worker: int) -> ParallelLayout:
+        """After it."""
+        return self.wide_layout(worker) if self.kind == "merge" else self.narrow_layout(worker)
+
+    def front_members(self, narrow: int) -> tuple[int, ...]:
+        """Who holds, before, the KV cache of a request that belongs to narrow instance ``narrow``."""
+        return self.narrow[narrow] if self.kind == "merge" else self.wide
+
+    def back_members(self, narrow: int) -> tuple[int, ...]:
+        return self.wide if self.kind == "merge" else self.narrow[narrow]
+
+    def kv_sources(self, narrow: int, worker: int) -> tuple[tuple[int, int], ...]:
+        """(shard, worker to take it from) for every KV shard that ``worker`` needs of that instance's requests."""
+        to = self.back_members(narrow)
+        return self._sources("kv", self.front_members(narrow), worker, to.index(worker))
+
+    def ffn_sources(self, worker: int) -> tuple[tuple[int, int], ...]:
+        """(shard, worker to take it from) for every FFN shard that ``worker`` holds afterwards."""
+        return self._sources("ffn", self.wide, worker, self.wide.index(worker))
+
+    def _sources(self, part: Part, holders: tuple[int, ...], worker: int, position: int) -> tuple[tuple[int, int], ...]:
+        pairs = []
+        for shard in _shards(self.back_layout(worker), part):
+            having = [h for h in holders if shard in _shards(self.front_layout(h), part)]
+            own = worker in having
+            # Replicated shards are taken from different holders, so that no peer is read by all.
+            pairs.append((shard, worker if own else having[position % len(having)]))
+        return tuple(pairs)
+
+    @cached_property
+    def nested(self) -> bool:
+        """Whether every worker's part of the wide instance is part of its part of the narrow one."""
+        return all(_nests(self.wide_layout(w), self.narrow_layout(w)) for w in self.wide)
+
+
+def _shards(layout: ParallelLayout, part: Part) -> range:
+    return layout.kv_shards if part == "kv" else layout.ffn_shards
+
+
+def _nests(inner: ParallelLayout, outer: ParallelLayout) -> bool:
+    return all(set(_shards(inner, part)) <= set(_shards(outer, part)) for part in ("kv", "ffn"))
+
+
+def wide_order(narrow: tuple[tuple[int, ...], ...], shards: ShardCount) -> tuple[int, ...]:
+    """Workers in the rank order that nests, found by bipartite matching; in the order given where there is none."""
+    workers = [worker for members in narrow for worker in members]
+    degree = len(workers)
+    outer = {w: ParallelLayout(len(m), m.index(w), shards) for m in narrow for w in m}
+    owner: dict[int, int] = {}  # rank -> worker
+
+    def seat(worker: int, tried: set[int]) -> bool:
+        for rank in range(degree):
+            if rank in tried or not _nests(ParallelLayout(degree, rank, shards), outer[worker]):
+                continue
+            tried.add(rank)
+            if rank not in owner or seat(owner[rank], tried):
+                owner[rank] = worker
+                return True
+        return False
+
+    if all(seat(worker, set()) for worker in workers):
+        return tuple(owner[rank] for rank in range(degree))
+    return tuple(workers)
+
+
+def merge(narrow: tuple[tuple[int, ...], ...], shards: ShardCount) -> Transformation:
+    return Transformation("merge", wide_order(narrow, shards), narrow, shards)
+
+
+def split(wide: tuple[int, ...], degrees: tuple[int, ...], shards: ShardCount) -> Transformation:
+    """``degrees`` of the narrow instances; the largest choose first, each taking ranks that nest where there are such."""
+    assert sum(degrees) == len(wide), f"{degrees} does not use all of {wide}"
+    free = list(range(len(wide)))
+    narrow: dict[int, tuple[int, ...]] = {}
+    for index in sorted(range(len(degrees)), key=lambda i: (-degrees[i], i)):
+        members = []
+        for position in range(degrees[index]):
+            outer = ParallelLayout(degrees[index], position, shards)
+            fits = (rank for rank in free if _nests(ParallelLayout(len(wide), rank, shards), outer))
+            rank = next(fits, free[0])
+            free.remove(rank)
+            members.append(wide[rank])
+        narrow[index] = tuple(members)
+    return Transformation("split", wide, tuple(narrow[i] for i in range(len(degrees))), shards)
