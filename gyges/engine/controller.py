@@ -436,7 +436,11 @@ class Controller:
         try:
             replacing = transformer.advance()
         except PlanImpossible as error:
-            self._called_off(transformer, error)
+            if transformer.phase == "gather":
+                self._called_off(transformer, error)
+                return
+            # It has begun and cannot end: better to compute everything there anew than to stay half way.
+            self._lose(set(), error, suspects=transformer.shape.wide)
             return
         if replacing is not None:
             self.instances = [i for i in self.instances if i not in transformer.sources] + replacing

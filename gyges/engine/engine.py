@@ -26,7 +26,7 @@ from gyges.core import FinishReason, Request, RequestOutput
 from gyges.engine.controller import Controller, Deliver
 from gyges.engine.instance import Instance, InstanceStatus
 from gyges.engine.messages import Failed, Peers, Ready, Setup
-from gyges.engine.placement import HostPlacement, Placer
+from gyges.engine.placement import HostPlacement, Placer, with_degrees
 from gyges.engine.process import WorkerProcess, receive_descriptors, send_descriptors
 from gyges.engine.recovery import Incident
 from gyges.engine.transformer import Surroundings, TransformationReport
@@ -53,6 +53,8 @@ class Engine:
         self.dtype = resolved.config.dtype if config.dtype == "auto" else config.dtype
         self.model = resolved
         self.geometry = resolved.config.geometry(self.dtype)
+        if self.policy.transforms:
+            config = with_degrees(config, self.geometry, policy)
         self.placer = Placer(config, resolved.config, self.geometry)
         self.config = self.placer.config
         self.placement: HostPlacement = self.placer.host()
@@ -206,6 +208,7 @@ class Engine:
             self.workers = []
             if self.arena is not None:
                 self.arena.close()
+                self.arena = None  # the mapping holds a descriptor of its own
             for fds in self._descriptors.values():
                 for fd in fds:
                     os.close(fd)
@@ -300,6 +303,11 @@ class Engine:
     def status(self) -> list[InstanceStatus]:
         """One entry per instance, as of now."""
         return [instance.status() for instance in self._running.instances]
+
+    @property
+    def instances(self) -> list[Instance]:
+        """As of now; a transformation replaces them."""
+        return self._running.instances
 
     @property
     def reports(self) -> list[TransformationReport]:

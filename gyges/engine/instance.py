@@ -31,7 +31,10 @@ class LiveRequest:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """What can be seen from outside at one moment; counts are cumulative over the instance's life."""
+    """What can be seen from outside at one moment; counts are cumulative over the instance's life.
+
+    transforming: "merge" or "split" while it is in the middle of one, "soon" while it finishes its step for one, else "".
+    """
 
     name: str
     degree: int
@@ -44,6 +47,7 @@ class InstanceStatus:
     prompt_tokens: int
     preemptions: int
     steps: int
+    transforming: str = ""
 
 
 class Instance:
@@ -105,7 +109,7 @@ class Instance:
 
     def status(self) -> InstanceStatus:
         """Safe to call from any thread: it only reads lengths and numbers."""
-        batcher = self.batcher
+        batcher, joint = self.batcher, self.joint
         return InstanceStatus(
             name=self.name,
             degree=self.degree,
@@ -118,6 +122,7 @@ class Instance:
             prompt_tokens=self.prompt_tokens,
             preemptions=self.preemptions,
             steps=self.step,
+            transforming=joint.shape.kind if joint is not None else "soon" if self.held else "",
         )
 
     def add(self, live: LiveRequest) -> None:

@@ -7,7 +7,7 @@ addresses are the same at every degree, front and back ids are mostly equal, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,8 +35,8 @@ class Spot:
 class JointBlocks:
     """A batcher's block source during a transformation (gyges.scheduling.batching.BlockSource).
 
-    ``front``: allocators that are given up, one for a split, one per narrow instance for a merge.   ``spots``: the running
-    sequences with their narrow instance; their blocks get back ids here. Raises PlanImpossible if these do not fit.
+    ``front``: allocators that are given up, one for a split, one per narrow instance for a merge.   ``homes``: the running
+    sequences with their narrow instance; their blocks get back ids here, ``in_rounds`` for one stop. Raises PlanImpossible if these do not fit.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class JointBlocks:
         host_ids: GroupIds,
         front: Sequence[BlockAllocator],
         homes: dict[Seq, int],
+        *,
+        in_rounds: bool = False,
     ) -> None:
         self.host, self.shape, self.front = host, shape, list(front)
         self._host_ids = host_ids
@@ -55,7 +57,7 @@ class JointBlocks:
         live: list[list[int]] = [[] for _ in shape.narrow]
         for sequence, narrow in homes.items():
             live[narrow] += sequence.blocks
-        self._ids = back_ids(shape, host, live, self.back)
+        self._ids = back_ids(shape, host, live, self.back, in_rounds=in_rounds)
         ids = [each.tolist() for each in self._ids.ids]
         self.spots: dict[Seq, Spot] = {}
         for sequence, narrow in homes.items():
@@ -225,7 +227,7 @@ class Joint:
         """
         self.slots = slots
         self._give_up()
-        self.planner.headroom = growing * self._pages_per_block
+        self.planner.headroom = self.host.reserve_pages + growing * self._pages_per_block
         try:
             self._some()
         except PlanImpossible as error:
@@ -262,14 +264,18 @@ class Joint:
         self._ffn_read = (first, first + count)
 
     def _some_kv(self) -> None:
-        budget = self.blocks_per_step
+        # A merge gives every worker a part of every block; a split gives each narrow instance blocks of its own.
+        shares = 1 if self.shape.kind == "merge" else len(self.shape.narrow)
+        budgets = [self.blocks_per_step] * shares
         moved = False
         spots = self.blocks.spots
         # What is begun comes first, then what is short: it gives its pages back soonest.
         for sequence in sorted(self.unswitched, key=lambda s: (-spots[s].copied, len(spots[s].front), s.order)):
-            if not budget:
-                break
             spot = spots[sequence]
+            share = spot.narrow if shares > 1 else 0
+            budget = budgets[share]
+            if not budget:
+                continue
             left = len(spot.front) - spot.copied
             if left <= budget:
                 count = self._copy(spot, left)
@@ -278,7 +284,7 @@ class Joint:
             else:
                 full = sequence.computed // self.host.block_size
                 count = self._copy(spot, max(0, min(budget, full - spot.copied)))
-            budget -= count
+            budgets[share] -= count
             moved |= bool(count) or spot.switched
         if not moved and not self._gone:
             raise PlanImpossible("no room to move KV blocks while requests run")
@@ -301,10 +307,28 @@ class Joint:
         spot.switched, spot.front, spot.copied = True, [], 0
         sequence.blocks = list(spot.back)
 
-    def exchange_rest(self) -> None:
-        """Everything that is left, in one stop; nobody computes meanwhile."""
+    def settle_ops(self, make_room: Callable[[], bool]) -> list[AnyOp]:
+        """The end, and before it whatever is left, in one stop: nobody computes meanwhile.
+
+        ``make_room``: takes a sequence out to be computed anew later, False if there is none; only asked where not even one group
+        of blocks can be moved. Raises PlanImpossible if it is of no use.
+        """
         self._give_up()
         self.planner.headroom = 0
+        while True:
+            saved, done = self.planner.save(), self._ffn_done
+            try:
+                self._exchange_rest()
+                break
+            except PlanImpossible:
+                self.planner.restore(saved)
+                self._ffn_done = done
+                if not make_room():
+                    raise
+        self.planner.emit(Settle())
+        return self.planner.take()
+
+    def _exchange_rest(self) -> None:
         merging = self.shape.kind == "merge"
         if merging:
             self._rest_of_ffn()
@@ -334,9 +358,3 @@ class Joint:
         if self._ffn_done < self.host.model.num_layers:
             self.planner.ffn_stage(self._ffn_done)
             self._ffn_done = self.host.model.num_layers
-
-    def settle_ops(self) -> list[AnyOp]:
-        """The end; also the rest, where something is left."""
-        self.exchange_rest()
-        self.planner.emit(Settle())
-        return self.planner.take()

@@ -44,6 +44,33 @@ class HostPlacement:
     max_positions: int  # that any instance can reach, after merges too
 
 
+def default_degrees(geometry: ModelGeometry, num_devices: int) -> tuple[int, ...]:
+    """Degrees of a host that transforms, where none are given: powers of two and divisors of the number of devices.
+
+    Others (TP3 of 4 devices) would leave devices over, and cut the model into more and smaller shards.
+    """
+    valid = geometry.valid_tp_degrees(num_devices)
+    return tuple(degree for degree in valid if degree & (degree - 1) == 0 or num_devices % degree == 0)
+
+
+def with_degrees(config: EngineConfig, geometry: ModelGeometry, policy: str) -> EngineConfig:
+    """``config`` for a policy that transforms: with default degrees where none are given. UserError if there is only one."""
+    if not config.tp_degrees:
+        config = config.with_(tp_degrees=default_degrees(geometry, config.num_devices))
+    if not config.transforms:
+        wider = [degree for degree in geometry.valid_tp_degrees(64) if degree > config.candidate_degrees[0]]
+        if not wider:
+            raise UserError(f"{config.model} can take TP1 only, so policy {policy!r} has nothing to do; use llf or rr")
+        enough = max(config.num_devices, wider[0])
+        more = f"--devices {enough} and " if enough > config.num_devices else ""
+        degrees = ",".join(map(str, default_degrees(geometry, enough)))
+        raise UserError(
+            f"policy {policy!r} changes TP degrees, and this host can take TP{config.candidate_degrees[0]} only: "
+            f"give {more}--tp-degrees {degrees}, or use llf or rr"
+        )
+    return config
+
+
 class Placer:
     """Sizes of one model on one host; see the module's note. ``config`` is the given one with page_bytes chosen."""
 

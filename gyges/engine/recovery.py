@@ -42,7 +42,9 @@ class Workers(Protocol):
 class Recovery:
     """Of the workers that are left of one or several broken instances."""
 
-    def __init__(self, engine: Workers, around: Surroundings, survivors: set[int], number: int, cause: EngineError) -> None:
+    def __init__(
+        self, engine: Workers, around: Surroundings, survivors: set[int], number: int, cause: EngineError
+    ) -> None:
         self.engine, self.around, self.workers, self.number, self.cause = engine, around, survivors, number, cause
         self._awaited = set(survivors)
         self.deadline_s = time.monotonic() + _PARK_S

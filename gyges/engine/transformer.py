@@ -11,7 +11,7 @@ Whatever goes wrong on the way, the controller breaks the wide instance up (gyge
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,10 +20,10 @@ import numpy as np
 
 from gyges.engine.instance import Instance, LiveRequest
 from gyges.engine.joint import Joint, JointBlocks
-from gyges.engine.messages import Transform, encode
+from gyges.engine.messages import NewSequence, Transform, encode
 from gyges.engine.process import WorkerProcess
 from gyges.kv_cache.blocks import BlockAllocator, GroupIds
-from gyges.scheduling.batching import Sequence
+from gyges.scheduling.batching import Sequence as Seq
 from gyges.scheduling.homes import choose_homes
 from gyges.transform.books import WorkerBook
 from gyges.transform.host import HostShape
@@ -112,6 +112,8 @@ class Transformer:
             shape.kind, tuple(sorted(shape.wide)), before, after, cause, self.overlap, time.monotonic()
         )
         self.watched: list[LiveRequest] = []
+        # Made while the instances still compute.
+        self._books = {w: WorkerBook(around.host, w, shape.front_layout(w), around.parity[w]) for w in shape.wide}
         for source in sources:
             source.held = True
 
@@ -136,8 +138,8 @@ class Transformer:
         homes = self._homes(running)
         fronts = [source.batcher.allocator for source in self.sources]
         assert all(isinstance(front, BlockAllocator) for front in fronts), "one transformation at a time"
-        blocks = JointBlocks(around.host, shape, around.host_ids, fronts, homes)  # type: ignore[arg-type]
-        books = {w: WorkerBook(around.host, w, shape.front_layout(w), around.parity[w]) for w in shape.wide}
+        blocks = JointBlocks(around.host, shape, around.host_ids, fronts, homes, in_rounds=not self.overlap)  # type: ignore[arg-type]
+        books = self._books
         for sequence, narrow in homes.items():
             for worker in shape.front_members(narrow):
                 books[worker].kv.hold(np.asarray(sequence.blocks, np.int64))
@@ -147,15 +149,17 @@ class Transformer:
         self.joint = Joint(blocks, planner, slots, around.pages_per_step)
         if self.wide is None:
             self.wide = self._united(blocks)
+        self.phase = "joining"
         self.wide.joint, self.wide.batcher.allocator = self.joint, blocks
         self.wide.held = True
         self._first_step, self._first_tokens = self.wide.step, self.wide.output_tokens
         self.watched = [live for live in self.wide.live.values() if live.token_times]
         self.report.start_s = time.monotonic()
         self.joint.begin()
-        self._send(settle=not self.overlap)
+        new = [self.wide.new_sequence(s, first=s.computed) for s in running] if shape.kind == "merge" else []
+        self._send(settle=not self.overlap, new=new)
 
-    def _homes(self, running: list[Sequence]) -> dict[Sequence, int]:
+    def _homes(self, running: list[Seq]) -> dict[Seq, int]:
         if self.shape.kind == "merge":
             return {s: index for index, source in enumerate(self.sources) for s in source.batcher.running}
         host = self.around.host
@@ -179,21 +183,32 @@ class Transformer:
             source.batcher.running, source.batcher.waiting, source.live = [], [], {}
         return wide
 
-    def _send(self, *, settle: bool) -> None:
+    def _send(self, *, settle: bool, new: Sequence[NewSequence] = ()) -> None:
         """A Transform message to all: the Join, the end, or (with the overlap off) both."""
         assert self.wide is not None
         assert self.joint is not None
-        wide, new = self.wide, []
-        if self.phase == "gather" and self.shape.kind == "merge":
-            new = [wide.new_sequence(s, first=s.computed) for s in wide.batcher.running]
-        ops = self.joint.settle_ops() if settle else self.joint.planner.take()
+        wide = self.wide
+        ops = self.joint.settle_ops(self._make_room) if settle else self.joint.planner.take()
         gone = wide.take_dropped()
-        data = encode(Transform(ops, new, gone, wide.take_sampled(gone)))
+        data = encode(Transform(ops, list(new), gone, wide.take_sampled(gone)))
         wide.held = True
         self.phase = "settling" if settle else "joining"
         self._awaited = set(self.shape.wide)
         for worker in wide.workers:
             worker.send_bytes(data)
+
+    def _make_room(self) -> bool:
+        """The latest sequence that has not moved starts over once the transformation is done."""
+        assert self.wide is not None
+        assert self.joint is not None
+        left = self.joint.unswitched
+        if not left:
+            return False
+        victim = max(left, key=lambda s: s.order)
+        self.wide.dropped.append(self.wide.live[victim].slot)
+        self.wide.batcher.preempt(victim)
+        self.wide.preemptions += 1
+        return True
 
     def transformed(self, worker: int, spent: dict[str, Any]) -> bool:
         """A worker has carried out what was sent; whether that was the last one of the last message."""

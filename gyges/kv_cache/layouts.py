@@ -12,6 +12,9 @@ select a *cell* (a whole number of pages, usually one) and the order inside a ce
 
     address = sum over cell axes (index x stride)  +  sum over in_cell axes (index x stride)
 
+Where a shard owns whole pages, ``shard`` comes before ``group``: addresses cost nothing, and so the pages of one shard of
+neighbouring blocks, which a merge or a split moves together, are neighbours too (one mmap call for all).
+
 So every address is a sum of one term per axis, attention kernels take these strides, and one kernel serves every layout.
 Torch-free; all sizes in elements or tokens unless a name says bytes.
 """
@@ -54,8 +57,8 @@ def _layout(name: str, cell_axes: str, in_cell: str, description: str) -> KVLayo
 
 _layout("token-first", "layer kv group", "block token shard head dim", "what stock engines use")
 _layout("page-friendly", "layer group", "block kv token shard head dim", "K and V of a block share pages")
-_layout("header-centric", "layer group shard", "block head kv token dim", "the paper's: a shard's pages leave whole")
-_layout("shard-pages", "group shard", "block layer head kv token dim", "a page is one shard of one block, all layers")
+_layout("header-centric", "layer shard group", "block head kv token dim", "the paper's: a shard's pages leave whole")
+_layout("shard-pages", "shard group", "block layer head kv token dim", "a page is one shard of one block, all layers")
 
 DEFAULT_BLOCK_SIZE = 16
 MIN_SHARD_PAGES_BLOCK = 8

@@ -59,6 +59,7 @@ def require_memory(bytes_wanted: int) -> None:
         )
 
 
+_SORT_FROM = 8
 _TABLE_BYTES = 1 << 28  # addresses only: what no range uses is never touched
 _PROT_READ = 1
 
@@ -161,7 +162,7 @@ class CpuPagePool:
         return where
 
     def map(self, where: CpuAddressRange, slots: Sequence[int] | np.ndarray) -> None:
-        slots = np.asarray(slots, np.int64)
+        slots = np.sort(np.asarray(slots, np.int64))
         count = len(slots)
         if not count:
             return
@@ -174,6 +175,9 @@ class CpuPagePool:
         assert slots.max() < where.num_pages, f"slot {slots.max()} is outside range {where.name!r}"
         taken = where.table[slots] >= 0
         assert not taken.any(), f"slot {slots[taken][:1]} of {where.name!r} is already mapped"
+        if count > _SORT_FROM:
+            # Pages next to each other take one mmap call and one kernel VMA.
+            self._free.sort(reverse=True)
         pages = np.sort(np.array(self._free[-count:], np.int64))
         del self._free[-count:]
         where.table[slots] = pages

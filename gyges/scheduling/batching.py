@@ -190,11 +190,15 @@ class Batcher:
 
     def _preempt(self, victim: Sequence, plan: BatchPlan) -> None:
         assert len(self.running) > 1, "a lone sequence ran out of blocks although it fits alone"
+        self.preempt(victim)
+        plan.extended = [(s, b) for s, b in plan.extended if s is not victim]
+        plan.preempted.append(victim)
+
+    def preempt(self, victim: Sequence) -> None:
+        """A running sequence gives its blocks back and waits to be computed anew. Between steps."""
         self.running.remove(victim)
         self.allocator.release(victim.blocks, victim)
         victim.start_over()
-        plan.extended = [(s, b) for s, b in plan.extended if s is not victim]
-        plan.preempted.append(victim)
         insort(self.waiting, victim, key=_order)
 
     def advance(self, plan: BatchPlan) -> list[Sequence]:

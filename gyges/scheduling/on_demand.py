@@ -25,6 +25,8 @@ class OnDemand:
     least loaded instances of the lowest degree merge, as few as it takes. An instance wider than the host's lowest degree splits
     as soon as none of its requests needs the room."""
 
+    transforms = True
+
     def __init__(self) -> None:
         self._least_load = LeastLoadFirst()
 

@@ -81,6 +81,10 @@ Decision = Send | Reject | Wait | Merge
 
 
 class RoutingPolicy(Protocol):
+    """``transforms``: whether it ever merges or splits; a host that serves it must be able to take several TP degrees."""
+
+    transforms: bool
+
     def route(self, length: int, instances: Sequence[InstanceView], host: HostView) -> Decision:
         """``length``: tokens in the KV cache at the request's end. ``instances`` is never empty."""
         ...
@@ -111,6 +115,8 @@ def too_long(length: int, instances: Sequence[InstanceView], host: HostView) -> 
 
 class Static:
     """The base of policies that never transform anything."""
+
+    transforms = False
 
     def review(self, instances: Sequence[InstanceView], host: HostView) -> list[Merge | Split]:
         return []

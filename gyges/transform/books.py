@@ -125,12 +125,14 @@ class WorkerBook:
         self.ffn_back = self._ffn_side(back, self.parity ^ 1)
 
     def copy(self) -> WorkerBook:
-        """A book of its own that starts from the same state; not during a transformation."""
-        assert self.kv_back is None, "a transformation is under way"
+        """A book of its own that starts from the same state."""
         twin = copy.copy(self)
         twin.counts = {name: counts.copy() for name, counts in self.counts.items()}
         twin.kv = twin._kv_side(self.kv.layout, self.parity)
         twin.ffn = twin._ffn_side(self.ffn.layout, self.parity)
+        if self.kv_back is not None and self.ffn_back is not None:
+            twin.kv_back = twin._kv_side(self.kv_back.layout, self.parity ^ 1)
+            twin.ffn_back = twin._ffn_side(self.ffn_back.layout, self.parity ^ 1)
         return twin
 
     def settle(self) -> None:

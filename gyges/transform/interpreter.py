@@ -35,6 +35,11 @@ class Interpreter:
         self.shape: Transformation | None = None
         self._parity: dict[int, int] = {}
 
+    def copy(self) -> Interpreter:
+        twin = Interpreter(self.book.copy(), copies=self.copies)
+        twin.shape, twin._parity = self.shape, self._parity
+        return twin
+
     def apply(self, op: Op) -> Effect:
         """The effect on this worker; its book is up to date afterwards."""
         if isinstance(op, Join):

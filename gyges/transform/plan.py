@@ -118,14 +118,20 @@ class BackIds:
 
 
 def back_ids(
-    shape: Transformation, host: HostShape, live: Sequence[Sequence[int]], allocators: Sequence[BlockAllocator]
+    shape: Transformation,
+    host: HostShape,
+    live: Sequence[Sequence[int]],
+    allocators: Sequence[BlockAllocator],
+    *,
+    in_rounds: bool = False,
 ) -> BackIds:
     """Back ids for the live blocks (front ids) of each narrow instance, taken from ``allocators`` (one for a merge, one per
     narrow instance for a split).
 
     Where addresses do not depend on the degree, ids are kept; but a group that two instances of a split would share stays with
     the one that has most of it, and the blocks of the other are renamed. Elsewhere all are new and dense: that is compaction.
-    Raises PlanImpossible if an instance cannot hold its blocks.
+    ``in_rounds``: new ids in the order in which :meth:`Planner.kv_stage` moves the blocks, so that it fills group after group;
+    otherwise in the order given (request by request).   Raises PlanImpossible if an instance cannot hold its blocks.
     """
     target = [allocators[0 if shape.kind == "merge" else index] for index in range(len(live))]
     for index, blocks in enumerate(live):
@@ -137,12 +143,30 @@ def back_ids(
         allocator.adopt(ids[keep].tolist())
     if host.same_addresses:
         result.lock(kept, target)
-    for ids, keep, allocator in zip(result.ids, kept, target, strict=True):
-        fresh = allocator.allocate(int((~keep).sum()))
+    order = _order_of_rounds(shape, host, live) if in_rounds and not host.same_addresses else range(len(live))
+    taken: list[tuple[BlockAllocator, list[int]]] = []
+    for part in order:
+        narrow, chosen = part if isinstance(part, tuple) else (part, np.flatnonzero(~kept[part]))
+        fresh = target[narrow].allocate(len(chosen))
         if fresh is None:
+            for allocator, ids in taken:
+                allocator.release(ids)
             raise PlanImpossible("the blocks in use do not fit after the transformation")
-        ids[~keep] = fresh
+        taken.append((target[narrow], fresh))
+        result.ids[narrow][chosen] = fresh
     return result
+
+
+def _order_of_rounds(
+    shape: Transformation, host: HostShape, live: Sequence[Sequence[int]]
+) -> list[tuple[int, np.ndarray]]:
+    """(narrow instance, which of its blocks), unit by unit."""
+    blocks = [np.asarray(ids, np.int64) for ids in live]
+    moves = [Moves(index, ids, np.arange(len(ids))) for index, ids in enumerate(blocks) if len(ids)]
+    if not moves:
+        return []
+    units = _Units.of(shape, host, moves)
+    return [(m.narrow, m.dst) for index in range(len(units)) for m in units.moves(index, index + 1)]
 
 
 def _kept(
@@ -182,6 +206,13 @@ class Planner:
         for interpreter in self.interpreters.values():
             effect = interpreter.apply(op)
             assert effect.unmap or interpreter.book.free_pages >= 0, f"{type(op).__name__} exceeds the device"
+
+    def save(self) -> tuple[list[AnyOp], dict[int, Interpreter]]:
+        """What :meth:`restore` goes back to."""
+        return list(self.ops), {w: interpreter.copy() for w, interpreter in self.interpreters.items()}
+
+    def restore(self, saved: tuple[list[AnyOp], dict[int, Interpreter]]) -> None:
+        self.ops, self.interpreters = saved
 
     def take(self) -> list[AnyOp]:
         """The operations since the last call."""
