@@ -74,8 +74,9 @@ class Instance:
         self.held = False
         self.step = 0
         self.step_started_s = 0.0
-        self.dropped: list[int] = []
+        self.dropped: list[int] = []  # what the workers must still be told
         self.sampled: list[tuple[int, int, int]] = []
+        self.joined: list[NewSequence] = []
         self.output_tokens = self.prompt_tokens = self.preemptions = 0
         self.compute_s = self.step_s = 0.0
 
@@ -110,14 +111,17 @@ class Instance:
     def status(self) -> InstanceStatus:
         """Safe to call from any thread: it only reads lengths and numbers."""
         batcher, joint = self.batcher, self.joint
+        blocks = batcher.allocator
+        # In the middle of a split the blocks are those of several instances to come; ``total`` is what one request could have.
+        total = blocks.total if joint is None else blocks.num_held + blocks.num_free
         return InstanceStatus(
             name=self.name,
             degree=self.degree,
             devices=self.members,
             running=len(batcher.running),
             waiting=len(batcher.waiting),
-            kv_used_blocks=batcher.allocator.num_held,
-            kv_total_blocks=batcher.allocator.total,
+            kv_used_blocks=blocks.num_held,
+            kv_total_blocks=total,
             output_tokens=self.output_tokens,
             prompt_tokens=self.prompt_tokens,
             preemptions=self.preemptions,
@@ -163,9 +167,11 @@ class Instance:
             dropped=dropped,
             sampled=self.take_sampled([*dropped, *preempted]),
             ops=ops,
+            joined=self.joined,
             preempted=preempted,
             late=late,
         )
+        self.joined = []
         data = encode(message)
         for worker in self.workers:
             worker.send_bytes(data)

@@ -36,7 +36,8 @@ class JointBlocks:
     """A batcher's block source during a transformation (gyges.scheduling.batching.BlockSource).
 
     ``front``: allocators that are given up, one for a split, one per narrow instance for a merge.   ``homes``: the running
-    sequences with their narrow instance; their blocks get back ids here, ``in_rounds`` for one stop. Raises PlanImpossible if these do not fit.
+    sequences with their narrow instance; their blocks get back ids here, ``in_rounds`` for one stop.
+    Raises PlanImpossible if these do not fit.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class JointBlocks:
         live: list[list[int]] = [[] for _ in shape.narrow]
         for sequence, narrow in homes.items():
             live[narrow] += sequence.blocks
-        self._ids = back_ids(shape, host, live, self.back, in_rounds=in_rounds)
+        self._ids = back_ids(shape, host, live, self.back, as_a_stop_moves=in_rounds)
         ids = [each.tolist() for each in self._ids.ids]
         self.spots: dict[Seq, Spot] = {}
         for sequence, narrow in homes.items():
@@ -181,6 +182,7 @@ class Joint:
         blocks.planner = planner
         host, shape = blocks.host, blocks.shape
         self.host, self.shape = host, shape
+        self._joined = False
         self._ffn_done = 0  # layers
         self.stuck = ""  # why nothing can move while others run
         self._gone: list[tuple[Spot, list[int]]] = []  # front blocks to give up once every worker has copied them
@@ -226,6 +228,9 @@ class Joint:
         others run, :attr:`stuck` says why.
         """
         self.slots = slots
+        if not self._joined:
+            self._joined = True  # the first common step has enough to do with the Join
+            return
         self._give_up()
         self.planner.headroom = self.host.reserve_pages + growing * self._pages_per_block
         try:
@@ -267,34 +272,44 @@ class Joint:
         # A merge gives every worker a part of every block; a split gives each narrow instance blocks of its own.
         shares = 1 if self.shape.kind == "merge" else len(self.shape.narrow)
         budgets = [self.blocks_per_step] * shares
-        moved = False
-        spots = self.blocks.spots
-        # What is begun comes first, then what is short: it gives its pages back soonest.
-        for sequence in sorted(self.unswitched, key=lambda s: (-spots[s].copied, len(spots[s].front), s.order)):
-            spot = spots[sequence]
-            share = spot.narrow if shares > 1 else 0
-            budget = budgets[share]
-            if not budget:
-                continue
-            left = len(spot.front) - spot.copied
-            if left <= budget:
-                count = self._copy(spot, left)
-                if count == left:
-                    self._switch(sequence, spot)
-            else:
-                full = sequence.computed // self.host.block_size
-                count = self._copy(spot, max(0, min(budget, full - spot.copied)))
-            budgets[share] -= count
-            moved |= bool(count) or spot.switched
-        if not moved and not self._gone:
+        if not self._spend(budgets, sparing=True) and not self._gone and not self._spend(budgets, sparing=False):
             raise PlanImpossible("no room to move KV blocks while requests run")
 
-    def _copy(self, spot: Spot, want: int) -> int:
+    def _spend(self, budgets: list[int], *, sparing: bool) -> bool:
+        """Copies blocks, and switches what is whole, as far as the budgets go; whether anything moved."""
+        moved = False
+        left = set(self.unswitched)
+        spots = self.blocks.spots
+        while left:
+            sequence = min(left, key=self._urgency)
+            left.remove(sequence)
+            spot = spots[sequence]
+            share = spot.narrow if len(budgets) > 1 else 0
+            budget, rest = budgets[share], len(spot.front) - spot.copied
+            if not budget and rest:
+                continue
+            # The last block is still being written: it goes with the switch.
+            full = sequence.computed // self.host.block_size - spot.copied
+            count = self._copy(spot, rest if rest <= budget else max(0, min(budget, full)), sparing=sparing)
+            if count == rest:
+                self._switch(sequence, spot)
+            budgets[share] -= count
+            moved |= bool(count) or spot.switched
+        return moved
+
+    def _urgency(self, sequence: Seq) -> tuple[bool, int, int, int]:
+        """What is begun comes first; then those who lie where pages are scarcest; then the shortest, which gives back soonest."""
+        spot = self.blocks.spots[sequence]
+        books = self.planner.interpreters
+        free = min(books[worker].book.free_pages for worker in self.shape.front_members(spot.narrow))
+        return (not spot.copied, free, len(spot.front), sequence.order)
+
+    def _copy(self, spot: Spot, want: int, *, sparing: bool) -> int:
         """Copies the next ``want`` blocks, or as many as there is room for."""
         while want:
             part = slice(spot.copied, spot.copied + want)
             moves = Moves(spot.narrow, np.asarray(spot.front[part]), np.asarray(spot.back[part]))
-            if self.planner.fits([moves]):
+            if self.planner.fits([moves], sparing=sparing):
                 self.planner.transfer(moves)
                 spot.copied += want
                 return want

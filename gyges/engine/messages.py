@@ -61,7 +61,8 @@ class NewSequence(Message):
 
 class Step(Message):
     """One step. ``rows``: (slot, start, count, samples). ``sampled``: (slot, position, token) of the last step, for ranks > 0.
-    Done in this order: dropped, ops, preempted, late, new, extended. Without rows, the workers only wait for each other."""
+    ``joined``: at a Join, sequences that others have and all need. Done in this order: dropped, ops, preempted, late, new,
+    extended. Without rows, the workers only wait for each other."""
 
     step: int
     rows: list[tuple[int, int, int, bool]]
@@ -70,6 +71,7 @@ class Step(Message):
     dropped: list[int] = []
     sampled: list[tuple[int, int, int]] = []
     ops: list[AnyOp] = []
+    joined: list[NewSequence] = []
     preempted: list[int] = []
     late: list[AnyOp] = []
 

@@ -141,7 +141,7 @@ class ModelRunner:
         started = time.monotonic()
         for slot in message.dropped:
             self._drop(slot)
-        self._operate(message.ops)
+        self._operate(message.ops, message.joined)
         for slot in message.preempted:
             self._drop(slot)
         self._operate(message.late)

@@ -1,9 +1,9 @@
 """One transformation as the controller carries it out.
 
     gather     the instances concerned finish their steps
-    joining    the workers are told to join (with the overlap off: to do everything), and all have to answer
-    stepping   (overlap on) every step moves something, until only the end is left, or nothing can move while others run
-    settling   what is left, and the end, between two steps; all workers answer
+    stepping   (overlap on) the workers join; every step moves something, until only the end is left, or nothing can move
+               while others run
+    settling   what is left (overlap off: everything), and the end, between two steps; all workers answer
 
 Whatever goes wrong on the way, the controller breaks the wide instance up (gyges.engine.recovery): no half state is kept.
 """
@@ -30,7 +30,7 @@ from gyges.transform.host import HostShape
 from gyges.transform.plan import PlanImpossible, Planner, join_of
 from gyges.transform.shape import Transformation
 
-Phase = Literal["gather", "joining", "stepping", "settling", "done"]
+Phase = Literal["gather", "stepping", "settling", "done"]
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Transformer:
             return [self.wide] if self.shape.kind == "merge" and self.wide else None
         if self.phase == "stepping" and self.wide and self.joint and self.wide.plan is None and self.joint.over:
             self.report.stopped = self.joint.stuck
-            self._send(settle=True)
+            self._send()
         return None
 
     def _begin(self) -> None:
@@ -149,7 +149,7 @@ class Transformer:
         self.joint = Joint(blocks, planner, slots, around.pages_per_step)
         if self.wide is None:
             self.wide = self._united(blocks)
-        self.phase = "joining"
+        self.phase = "stepping"
         self.wide.joint, self.wide.batcher.allocator = self.joint, blocks
         self.wide.held = True
         self._first_step, self._first_tokens = self.wide.step, self.wide.output_tokens
@@ -157,7 +157,10 @@ class Transformer:
         self.report.start_s = time.monotonic()
         self.joint.begin()
         new = [self.wide.new_sequence(s, first=s.computed) for s in running] if shape.kind == "merge" else []
-        self._send(settle=not self.overlap, new=new)
+        if self.overlap:
+            self.wide.held, self.wide.joined = False, new
+        else:
+            self._send(new)
 
     def _homes(self, running: list[Seq]) -> dict[Seq, int]:
         if self.shape.kind == "merge":
@@ -183,16 +186,16 @@ class Transformer:
             source.batcher.running, source.batcher.waiting, source.live = [], [], {}
         return wide
 
-    def _send(self, *, settle: bool, new: Sequence[NewSequence] = ()) -> None:
-        """A Transform message to all: the Join, the end, or (with the overlap off) both."""
+    def _send(self, new: Sequence[NewSequence] = ()) -> None:
+        """A Transform message to all: the end, or (with the overlap off) everything from the Join on."""
         assert self.wide is not None
         assert self.joint is not None
         wide = self.wide
-        ops = self.joint.settle_ops(self._make_room) if settle else self.joint.planner.take()
+        ops = self.joint.settle_ops(self._make_room)
         gone = wide.take_dropped()
         data = encode(Transform(ops, list(new), gone, wide.take_sampled(gone)))
         wide.held = True
-        self.phase = "settling" if settle else "joining"
+        self.phase = "settling"
         self._awaited = set(self.shape.wide)
         for worker in wide.workers:
             worker.send_bytes(data)
@@ -215,13 +218,7 @@ class Transformer:
         assert self.wide is not None
         self._awaited.discard(worker)
         self.report.workers[worker] = spent
-        if self._awaited:
-            return False
-        if self.phase == "joining":
-            self.phase = "stepping"
-            self.wide.held = False
-            return False
-        return True
+        return not self._awaited
 
     def finish(self) -> tuple[list[Instance], list[LiveRequest]]:
         """(the instances that there are now, requests that none of them can hold)."""

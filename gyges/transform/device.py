@@ -54,11 +54,14 @@ class Spent:
 
 
 class Device:
-    """``wait``: returns when all workers of the wide instance have called it (a collective's barrier)."""
+    """``wait``: returns when all workers of the wide instance have called it (a collective's barrier).   ``pool``: an empty one
+    of the host's size to use, where its memory is to outlive the device."""
 
-    def __init__(self, host: HostShape, worker: int, layout: ParallelLayout, name: str | None = None) -> None:
+    def __init__(
+        self, host: HostShape, worker: int, layout: ParallelLayout, *, pool: CpuPagePool | None = None
+    ) -> None:
         self.host, self.worker = host, worker
-        self.pool = CpuPagePool(host.device_pages, host.page_bytes, name or f"gyges-device-{worker}")
+        self.pool = pool or CpuPagePool(host.device_pages, host.page_bytes, f"gyges-device-{worker}")
         self.ranges: dict[str, CpuAddressRange] = {
             range_name: self.pool.reserve(range_name, slots) for range_name, slots in ranges_of(host).items()
         }

@@ -3,7 +3,8 @@
     device budget (pages) = resident weights + FFN units of the degree + KV block groups + reserve + rest (less than a group)
 
 The reserve is what a transformation needs to make progress when every other page is in use: room for the blocks of one group of
-any degree, and without padding for one layer of FFN. A host that has one degree keeps none.
+any degree, and where FFN units must be copied (no padding, or degrees that do not divide each other, so that a worker's part
+of the wide instance is not in its part of the narrow one) for one layer of them. A host that has one degree keeps none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from gyges.core import ModelGeometry
 from gyges.kv_cache.blocks import BlockAllocator, GroupIds
@@ -125,7 +127,7 @@ class HostShape:
         units = {degree: self._unit(degree) for degree in self.degrees}
         largest = max(unit.blocks_per_group for unit in units.values())
         kv = max((-(-largest // unit.blocks_per_group) + 1) * unit.pages_per_group for unit in units.values())
-        if self.padding:
+        if self.padding and all(b % a == 0 for a, b in pairwise(self.degrees)):
             return kv
         wide = self.ffn_layout(ParallelLayout(self.degrees[1], 0, self.shards))
         return kv + max(len(wide.slots([u for u in wide.units if u[0] == layer])[0]) for layer in range(2)) + 2

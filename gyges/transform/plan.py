@@ -91,15 +91,16 @@ class BackIds:
     ghosts: dict[int, BlockAllocator] = field(default_factory=dict)
     abandoned: list[int] = field(default_factory=list)
 
-    def lock(self, kept: Sequence[np.ndarray], target: Sequence[BlockAllocator]) -> None:
+    def lock(self, front: Sequence[np.ndarray], kept: Sequence[np.ndarray], target: Sequence[BlockAllocator]) -> None:
+        """``front`` ids, whether they were ``kept``, and the back allocator, by narrow instance."""
         per_group = target[0].blocks_per_group
         owner = {
             int(group): allocator
-            for ids, keep, allocator in zip(self.ids, kept, target, strict=True)
+            for ids, keep, allocator in zip(front, kept, target, strict=True)
             for group in np.unique(ids[keep] // per_group)
         }
         abandoned = set()
-        for ids, keep in zip(self.ids, kept, strict=True):
+        for ids, keep in zip(front, kept, strict=True):
             for block in ids[~keep].tolist():
                 allocator = owner.get(block // per_group)
                 if allocator is None:
@@ -123,69 +124,69 @@ def back_ids(
     live: Sequence[Sequence[int]],
     allocators: Sequence[BlockAllocator],
     *,
-    in_rounds: bool = False,
+    as_a_stop_moves: bool = True,
 ) -> BackIds:
     """Back ids for the live blocks (front ids) of each narrow instance, taken from ``allocators`` (one for a merge, one per
     narrow instance for a split).
 
     Where addresses do not depend on the degree, ids are kept; but a group that two instances of a split would share stays with
-    the one that has most of it, and the blocks of the other are renamed. Elsewhere all are new and dense: that is compaction.
-    ``in_rounds``: new ids in the order in which :meth:`Planner.kv_stage` moves the blocks, so that it fills group after group;
-    otherwise in the order given (request by request).   Raises PlanImpossible if an instance cannot hold its blocks.
+    the one that has most of it, and the blocks of the other are renamed, as are those of the emptiest groups where there are
+    more groups than the instance may hold. Elsewhere all are new: that is compaction. New ids are dense, in groups of their
+    own, and dealt in the order in which a stop moves the blocks, so that these groups fill one after the other; or else in the
+    order given. Raises PlanImpossible (and takes nothing) if an instance cannot hold its blocks.
     """
-    target = [allocators[0 if shape.kind == "merge" else index] for index in range(len(live))]
-    for index, blocks in enumerate(live):
-        if len(blocks) > target[index].total:
-            raise PlanImpossible(f"{len(blocks)} blocks in use do not fit {target[index].total}")
-    kept = _kept(shape, host, live, target) if host.same_addresses else [np.zeros(len(b), bool) for b in live]
-    result = BackIds([np.array(blocks, np.int64) for blocks in live])
-    for ids, keep, allocator in zip(result.ids, kept, target, strict=True):
-        allocator.adopt(ids[keep].tolist())
+    narrow, src = _flat(live)
+    home = np.array(_homes(shape))[narrow]
+    for index, allocator in enumerate(allocators):
+        count = int((home == index).sum())
+        if count > allocator.total:
+            raise PlanImpossible(f"{count} blocks in use do not fit {allocator.total}")
+    keep = _kept(home, src, allocators) if host.same_addresses else np.zeros(len(src), bool)
+    order = _moving_order(shape, host, narrow, src, keep)[0] if as_a_stop_moves else np.arange(len(src))
+    dst = src.copy()
+    for index, allocator in enumerate(allocators):
+        renamed = order[(~keep & (home == index))[order]]
+        fresh = allocator.allocate(len(renamed))
+        assert fresh is not None, "what does not fit was refused"
+        dst[renamed] = fresh
+        allocator.adopt(src[keep & (home == index)].tolist())
+    result = BackIds(_by_narrow(dst, live))
     if host.same_addresses:
-        result.lock(kept, target)
-    order = _order_of_rounds(shape, host, live) if in_rounds and not host.same_addresses else range(len(live))
-    taken: list[tuple[BlockAllocator, list[int]]] = []
-    for part in order:
-        narrow, chosen = part if isinstance(part, tuple) else (part, np.flatnonzero(~kept[part]))
-        fresh = target[narrow].allocate(len(chosen))
-        if fresh is None:
-            for allocator, ids in taken:
-                allocator.release(ids)
-            raise PlanImpossible("the blocks in use do not fit after the transformation")
-        taken.append((target[narrow], fresh))
-        result.ids[narrow][chosen] = fresh
+        result.lock(_by_narrow(src, live), _by_narrow(keep, live), [allocators[h] for h in _homes(shape)])
     return result
 
 
-def _order_of_rounds(
-    shape: Transformation, host: HostShape, live: Sequence[Sequence[int]]
-) -> list[tuple[int, np.ndarray]]:
-    """(narrow instance, which of its blocks), unit by unit."""
-    blocks = [np.asarray(ids, np.int64) for ids in live]
-    moves = [Moves(index, ids, np.arange(len(ids))) for index, ids in enumerate(blocks) if len(ids)]
-    if not moves:
-        return []
-    units = _Units.of(shape, host, moves)
-    return [(m.narrow, m.dst) for index in range(len(units)) for m in units.moves(index, index + 1)]
+def _homes(shape: Transformation) -> list[int]:
+    """Which back instance, of which there is one after a merge, has the blocks of each narrow one."""
+    return [0 if shape.kind == "merge" else index for index in range(len(shape.narrow))]
 
 
-def _kept(
-    shape: Transformation, host: HostShape, live: Sequence[Sequence[int]], target: Sequence[BlockAllocator]
-) -> list[np.ndarray]:
-    per_group = target[0].blocks_per_group
-    if shape.kind == "merge" or per_group == 1:
-        return [np.ones(len(blocks), bool) for blocks in live]
-    groups = [np.asarray(blocks, np.int64) // per_group for blocks in live]
-    most: dict[int, tuple[int, int]] = {}  # group -> (blocks of the instance that has most, that instance)
-    for index, own in enumerate(groups):
-        for group, count in zip(*(a.tolist() for a in np.unique(own, return_counts=True)), strict=True):
-            if group not in most or count > most[group][0]:
-                most[group] = (count, index)
-    kept = []
-    for index, own in enumerate(groups):
-        mine = sorted((g for g, (_, owner) in most.items() if owner == index), key=lambda g: -most[g][0])
-        kept.append(np.isin(own, mine[: target[index].max_groups]))
-    return kept
+def _flat(live: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(narrow instance, id) of every block."""
+    narrow = np.repeat(np.arange(len(live)), [len(blocks) for blocks in live])
+    return narrow, np.concatenate([np.asarray(blocks, np.int64) for blocks in live])
+
+
+def _by_narrow(values: np.ndarray, live: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([len(blocks) for blocks in live])[:-1])
+
+
+def _kept(home: np.ndarray, src: np.ndarray, allocators: Sequence[BlockAllocator]) -> np.ndarray:
+    """bool [blocks]: which keep their ids. A group goes to the home that has most of it. A home keeps its fullest groups, as
+    many as leave room for the rest in groups of their own: to fill the holes would map the pages of many groups too early."""
+    per_group = allocators[0].blocks_per_group
+    groups, where = np.unique(src // per_group, return_inverse=True)
+    counts = np.zeros((len(allocators), len(groups)), np.int64)
+    np.add.at(counts, (home, where), 1)
+    owner = counts.argmax(axis=0)
+    kept = np.zeros(len(groups), bool)
+    for index, allocator in enumerate(allocators):
+        own = np.flatnonzero(owner == index)
+        own = own[np.argsort(-counts[index, own], kind="stable")]
+        renamed = counts[index].sum() - np.cumsum(counts[index, own])
+        fits = np.arange(1, len(own) + 1) + -(-renamed // per_group) <= allocator.max_groups
+        kept[own[fits]] = True
+    return kept[where] & (owner[where] == home)
 
 
 class Planner:
@@ -261,7 +262,9 @@ class Planner:
         for interpreter in self.interpreters.values():
             wanted = [m.dst for m in moves if interpreter.side(m.narrow, back=True) is not None]
             side = interpreter.book.kv_back
-            room = self.room(interpreter.book.worker) if sparing else interpreter.book.free_pages - self.headroom
+            room = interpreter.book.free_pages - self.headroom
+            if sparing:
+                room = min(room, self.room(interpreter.book.worker))
             if wanted and side is not None and side.would_map(np.concatenate(wanted)) > room:
                 return False
         return True
@@ -280,6 +283,8 @@ class Planner:
         units = _Units.of(self.shape, self.host, moves)
         at = 0
         while at < len(units):
+            if not self.fits(units.moves(at, at + 1)):
+                units = self._another_first(units, at)
             count = self._round(units, at)
             batch = units.moves(at, at + count)
             for each in batch:
@@ -302,14 +307,46 @@ class Planner:
         count = max(1, int((len(units) - at) * share))
         while count > 1 and not self.fits(units.moves(at, at + count), sparing=True):
             count = max(1, count * 3 // 4)
-        if count == 1 and not self.fits(units.moves(at, at + 1)):
-            raise PlanImpossible("no room to move a single group of KV blocks")
         return count
+
+    def _another_first(self, units: _Units, at: int) -> _Units:
+        """The unit at ``at`` does not fit: the next that does goes before it, and makes room."""
+        for index in range(at + 1, len(units)):
+            if self.fits(units.moves(index, index + 1)):
+                return units.with_first(at, index)
+        raise PlanImpossible("no room to move a single group of KV blocks")
+
+
+def _moving_order(
+    shape: Transformation, host: HostShape, narrow: np.ndarray, src: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """In which order a stop moves blocks ([n] indices), and where each unit begins in it ([units + 1]).
+
+    A unit is the blocks of one front group: its pages are free only when all have gone. Narrow instances take turns, so that
+    no worker's back grows while its front does not shrink. So do ``kept`` blocks (bool) and others, which fill the holes that
+    the kept ones leave in their groups. Emptier groups go first: they free most for what they take.
+    """
+    per_group = [host.kv_geometry(len(shape.front_members(n))).blocks_per_group for n in range(len(shape.narrow))]
+    group = src // np.array(per_group)[narrow]
+    owner = narrow if shape.kind == "merge" else np.zeros_like(narrow)
+    _, unit, size = np.unique(np.stack([owner, group]), axis=1, return_inverse=True, return_counts=True)
+    unit = unit.ravel()
+    progress = np.zeros(len(src))
+    stream = 2 * narrow + kept
+    for each in np.unique(stream):
+        own = np.flatnonzero(stream == each)
+        own = own[np.lexsort((unit[own], size[unit[own]]))]
+        turn = np.cumsum(np.diff(unit[own], prepend=-1) != 0) - 1
+        progress[own] = turn / (turn[-1] + 1)
+    turns = np.bincount(unit, progress, len(size)) / np.maximum(1, size)
+    order = np.lexsort((src, narrow, unit, turns[unit]))
+    new = np.diff(unit[order], prepend=-1) != 0
+    return order, np.append(np.flatnonzero(new), len(src))
 
 
 @dataclass(frozen=True)
 class _Units:
-    """What must move together, in the order in which it moves: the live blocks of one front group each.
+    """What must move together, in the order in which it moves.
 
     narrow, src, dst: int64 [n].   starts: int64 [units + 1], where each unit begins in them.
     """
@@ -321,31 +358,21 @@ class _Units:
 
     @classmethod
     def of(cls, shape: Transformation, host: HostShape, moves: Sequence[Moves]) -> _Units:
-        """Takes evenly from every narrow instance; groups that several share (splits) in the order of their ids."""
         narrow = np.concatenate([np.full(len(m.src), m.narrow) for m in moves])
         src, dst = (np.concatenate([getattr(m, name) for m in moves]) for name in ("src", "dst"))
-        key, group = np.empty(len(src)), np.empty(len(src), np.int64)
-        at = 0
-        shared = False
-        for each in moves:
-            per_group = host.kv_geometry(len(shape.front_members(each.narrow))).blocks_per_group
-            own = slice(at, at + len(each.src))
-            group[own] = each.src // per_group
-            ids, rank = np.unique(group[own], return_inverse=True)
-            shared |= shape.kind == "split" and per_group > 1
-            key[own] = rank / max(1, len(ids))
-            at += len(each.src)
-        if shared:
-            key = group.astype(float)
-        order = np.lexsort((src, group, narrow, key)) if not shared else np.lexsort((src, narrow, group))
-        narrow, src, dst, group = narrow[order], src[order], dst[order], group[order]
-        new = np.diff(group, prepend=-1) != 0
-        if not shared:
-            new |= np.diff(narrow, prepend=-1) != 0
-        return cls(narrow, src, dst, np.append(np.flatnonzero(new), len(src)))
+        order, starts = _moving_order(shape, host, narrow, src, (src == dst) & host.same_addresses)
+        return cls(narrow[order], src[order], dst[order], starts)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def with_first(self, at: int, index: int) -> _Units:
+        """The unit ``index`` taken out and put in at ``at``."""
+        a, b, c = self.starts[[at, index, index + 1]]
+        order = np.r_[:a, b:c, a:b, c : len(self.src)]
+        lengths = np.insert(np.delete(np.diff(self.starts), index), at, c - b)
+        starts = np.append(0, np.cumsum(lengths))
+        return _Units(self.narrow[order], self.src[order], self.dst[order], starts)
 
     def moves(self, first: int, stop: int) -> list[Moves]:
         part = slice(self.starts[first], self.starts[stop])
