@@ -50,8 +50,7 @@ class Controller:
     ) -> None:
         self.instances, self.policy, self.around, self._workers = instances, policy, around, workers
         self.max_context, self.step_timeout = max_context, step_timeout
-        host = around.host
-        self.host_view = HostView({d: host.max_tokens(d) for d in host.degrees if host.max_groups(d) >= 1})
+        self.host_view = self._view_of(around.host.num_devices)
         self.failure: EngineError | None = None
         self.reports: list[TransformationReport] = []
         self.incidents: list[Incident] = []
@@ -68,6 +67,7 @@ class Controller:
         self._lock = threading.Lock()  # orders submissions against the final drain
         self._thread = threading.Thread(target=self._run, name="gyges-controller", daemon=True)
         self._aborting: set[str] = set()
+        self._buried: set[int] = set()  # workers that are known to be dead
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._drain_commands)
         for instance in instances:
@@ -76,6 +76,11 @@ class Controller:
                 self._selector.register(worker.pidfd, selectors.EVENT_READ, partial(self._mourn, worker))
         self.busy_s = 0.0  # spent outside of waiting
         self.steps = 0
+
+    def _view_of(self, devices: int) -> HostView:
+        """What the host can become with that many devices alive."""
+        host = self.around.host
+        return HostView({d: host.max_tokens(d) for d in host.degrees if host.max_groups(d) >= 1 and d <= devices})
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -172,7 +177,8 @@ class Controller:
         worker = getattr(error, "worker", None)
         if worker is None:
             raise error
-        self._lose({worker}, error)
+        if worker not in self._buried:  # a death is seen twice in one round: by the socket and by the pidfd
+            self._lose({worker}, error)
 
     def _timeout(self) -> float | None:
         """Seconds until the first deadline. Deals with what is overdue."""
@@ -488,6 +494,8 @@ class Controller:
         for worker in dead:
             self._bury(worker)
         survivors -= dead
+        alive = survivors | {w for i in self.instances for w in i.members} | {w for r in self._recoveries for w in r.workers}
+        self.host_view = self._view_of(len(alive))
         for live in orphans:
             live.sequence.start_over()
         names = sorted(dead) or f"one of {sorted(suspects)}"
@@ -500,6 +508,7 @@ class Controller:
         self._changed = True
 
     def _bury(self, worker: int) -> None:
+        self._buried.add(worker)
         process = self.around.workers[worker]
         if process.pidfd < 0:
             return

@@ -139,8 +139,8 @@ class ModelRunner:
     def step(self, message: Step) -> StepDone | None:
         """Computes one step; the answer comes from rank 0 alone."""
         started = time.monotonic()
-        for slot in message.dropped:
-            self._drop(slot)
+        self._forget(message.dropped)
+        self._learn(message.sampled)
         self._operate(message.ops, message.joined)
         for slot in message.preempted:
             self._drop(slot)
@@ -148,8 +148,6 @@ class ModelRunner:
         self._take(message.new)
         for slot, ids in message.extended:
             self._extend(self.sequences[slot], ids)
-        for slot, position, token in message.sampled:  # rank 0 did it itself
-            self.sequences[slot].tokens[position] = token
         fault_point("step")
         rows = StepRows(message.rows, self.sequences)
         logits = None
@@ -204,6 +202,18 @@ class ModelRunner:
         if side is not None and ids:
             self.device.carry_out(Effect(map=[side.hold(np.array(ids))]))
 
+    def _forget(self, slots: Sequence[int]) -> None:
+        """At a Join, only some of them have been here."""
+        for slot in slots:
+            if slot in self.sequences:
+                self._drop(slot)
+
+    def _learn(self, sampled: Sequence[tuple[int, int, int]]) -> None:
+        """Tokens that rank 0 sampled."""
+        for slot, position, token in sampled:
+            if slot in self.sequences:
+                self.sequences[slot].tokens[position] = token
+
     def _drop(self, slot: int) -> None:
         sequence = self.sequences.pop(slot)
         side = self._side(sequence)
@@ -214,12 +224,8 @@ class ModelRunner:
 
     def transform(self, message: Transform) -> dict[str, float]:
         """Carries operations out between steps; what they cost since the Join."""
-        for slot in message.dropped:
-            if slot in self.sequences:  # else it was another narrow instance's
-                self._drop(slot)
-        for slot, position, token in message.sampled:
-            if slot in self.sequences:
-                self.sequences[slot].tokens[position] = token
+        self._forget(message.dropped)
+        self._learn(message.sampled)
         self._operate(message.ops, message.new)
         self.device.pool.check()
         return self.device.spent.to_dict()
@@ -232,10 +238,15 @@ class ModelRunner:
                 self._join(op, new)
             elif isinstance(op, Switch):
                 self._switch(op)
-            elif isinstance(op, FFN | FFNRelease):
+            elif isinstance(op, FFN | FFNRelease) and self._computes_while_ffn_moves:
                 self._view_ffn(range(op.first, op.stop))
             elif isinstance(op, Settle):
                 self._settle()
+
+    @property
+    def _computes_while_ffn_moves(self) -> bool:
+        """Where ranks do not nest, a split has all it needs again only once it has settled."""
+        return self.joint is None or self.joint.shape.nested or self.joint.shape.kind == "merge"
 
     def _join(self, op: Join, new: Sequence[NewSequence]) -> None:
         began = time.perf_counter()

@@ -1,0 +1,225 @@
+"""Token for token as if nothing had been transformed: random merges and splits at random moments, every toggle."""
+
+import os
+
+import pytest
+from checkpoints import make_checkpoint, reference_generate
+from engine.transforming import Running, requests, result
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gyges import Engine, EngineConfig
+from gyges.errors import UserError
+from gyges.kv_cache.layouts import LAYOUTS
+from gyges.transform.plan import PlanImpossible
+
+pytestmark = pytest.mark.engine
+
+# 12 query heads: TP 1, 2, 3, 4. qwen: 2 KV heads, so that TP4 replicates them.
+MODELS = {
+    "llama": {"heads": 12, "kv_heads": 12, "head_dim": 8, "hidden": 48, "intermediate": 96},
+    "qwen2": {"heads": 8, "kv_heads": 2, "tied": True, "intermediate": 120},
+}
+DEGREES = {"llama": (1, 2, 3, 4), "qwen2": (1, 2, 4)}
+LENGTHS = (1, 5, 33, 70, 16, 129, 200, 47, 90, 11)
+COUNTS = [60, 40, 50, 45, 1, 50, 30, 55, 60, 20]
+PROMPTS = [[(17 * i + 7 * j * j + j) % 500 + 3 for j in range(n)] for i, n in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            folder = make_checkpoint(tmp_path_factory.mktemp(name), name, **MODELS[name])
+            made[name] = folder, reference_generate(folder, PROMPTS, COUNTS)
+        return made[name]
+
+    return get
+
+
+def config(folder, degrees, **options) -> EngineConfig:
+    defaults = {"device_memory": 8 << 20, "page_bytes": 4096, "max_batch_tokens": 48, "threads": 1}
+    return EngineConfig(model=str(folder), instances=(1,) * 4, tp_degrees=degrees, **(defaults | options))
+
+
+def compositions(total: int, degrees: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Ordered ways to write ``total`` as a sum of at least two of the degrees."""
+    found = []
+    for first in degrees:
+        if first < total:
+            found += [(first, *rest) for rest in [(total - first,), *compositions(total - first, degrees)]]
+    return [c for c in dict.fromkeys(found) if all(d in degrees for d in c)]
+
+
+def act(engine: Engine, choice: int, overlap: bool, degrees: tuple[int, ...]) -> None:
+    """One merge or split out of what is possible now; refusals are answers too."""
+    instances = engine.status()
+    options: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+    for chosen in range(1, 1 << len(instances)):
+        part = [s for i, s in enumerate(instances) if chosen >> i & 1]
+        devices = tuple(d for s in part for d in s.devices)
+        if len(part) > 1 and len(devices) in degrees:
+            options.append(("merge", devices, ()))
+        if len(part) == 1:
+            options += [("split", devices, c) for c in compositions(len(devices), degrees)]
+    kind, devices, parts = options[choice % len(options)]
+    try:
+        future = (
+            engine.merge(devices, overlap=overlap) if kind == "merge" else engine.split(devices, parts, overlap=overlap)
+        )
+        report = result(future)
+    except PlanImpossible:
+        return
+    assert report.overlap == overlap
+    assert sorted(d for s in engine.status() for d in s.devices) == [0, 1, 2, 3]
+    assert all(w["peak_pages"] <= engine.placer.device_pages for w in report.workers.values())
+
+
+def back_to_tp1(engine: Engine) -> None:
+    for status in engine.status():
+        if status.degree > 1:
+            result(engine.split(status.devices, (1,) * status.degree))
+
+
+def physical_bytes(engine: Engine) -> list[int]:
+    """What each device's pages really take, as the kernel counts them."""
+    sizes = []
+    for worker in engine.workers:
+        folder = f"/proc/{worker.pid}/fd"
+        sizes += [
+            os.stat(f"{folder}/{fd}").st_blocks * 512
+            for fd in os.listdir(folder)
+            if os.readlink(f"{folder}/{fd}").startswith(f"/memfd:gyges-device-{worker.worker} ")
+        ]
+    return sizes
+
+
+CASES = [("llama", layout, padding) for layout in LAYOUTS.names() for padding in (True, False)]
+CASES += [("qwen2", "shard-pages", True), ("qwen2", "token-first", False)]
+
+
+@pytest.mark.parametrize(("name", "layout", "padding"), CASES)
+def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layout, padding):
+    """Half-done prefills (48 tokens a step), requests that arrive and end meanwhile, steps in between or none."""
+    folder, expected = models(name)
+    wanted = requests(PROMPTS, COUNTS)
+    degrees = DEGREES[name]
+    with Engine(config(folder, degrees, layout=layout, padding=padding, pages_per_step=24)) as engine:
+        runs = iter(range(1000))
+
+        @settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1000), st.booleans()), min_size=2, max_size=5))
+        def transform_at_random(schedule):
+            running, run = Running(engine), next(runs)
+            named = requests(PROMPTS, COUNTS, name=f"{run}-")
+            running.submit(*named[:6])
+            for index, (tokens, choice, overlap) in enumerate(schedule):
+                if not running.wait_for_tokens(tokens + 60 * index):
+                    break
+                if index == 1:
+                    running.submit(*named[6:])
+                act(engine, choice, overlap, degrees)
+            if len(running.tokens) == 6:
+                running.submit(*named[6:])
+            assert list(running.finish().values()) == expected
+            back_to_tp1(engine)
+            assert all(s.kv_used_blocks == 0 for s in engine.status())
+
+        transform_at_random()
+        assert engine.failure is None
+        assert not engine.incidents
+        assert physical_bytes(engine) == [engine.placer.device_pages * 4096] * 4
+    assert len(wanted) == len(expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.names())
+def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout):
+    """So little room that requests preempt each other all the time; transformations exchange pages in rounds."""
+    folder, expected = models("llama")
+    probe = Engine(config(folder, (1, 2, 4), layout=layout))
+    shape = probe.placer.shape
+    # Twice the longest request fits a TP1 instance, no more.
+    unit = shape.kv_geometry(1)
+    groups = -(-2 * 260 // (unit.blocks_per_group * shape.block_size)) + 1
+    pages = shape.weight_pages(1) + shape.reserve_pages + groups * unit.pages_per_group
+    with Engine(config(folder, (1, 2, 4), layout=layout, device_memory=pages * 4096, pages_per_step=16)) as engine:
+        running = Running(engine)
+        running.submit(*requests(PROMPTS, COUNTS), *requests(PROMPTS, COUNTS, name="again"))
+        overlap = True
+        for round_ in range(4):
+            running.wait_for_tokens(100 * round_ + 30)
+            for ask in (lambda o: engine.merge((0, 1, 2, 3), overlap=o), lambda o: engine.split((0, 1, 2, 3), (1,) * 4, overlap=o)):
+                try:
+                    report = result(ask(overlap))
+                except (PlanImpossible, UserError):
+                    continue
+                assert all(w["peak_pages"] <= pages for w in report.workers.values())
+                overlap = not overlap
+        tokens = running.finish()
+        assert engine.failure is None
+        assert not engine.incidents
+    assert [tokens[f"r{i}"] for i in range(len(PROMPTS))] == expected
+    assert [tokens[f"again{i}"] for i in range(len(PROMPTS))] == expected
+
+
+def test_a_request_that_fits_no_tp1_instance_runs_after_a_merge(models):
+    folder, _ = models("llama")
+    with Engine(config(folder, (1, 2, 4), device_memory=4 << 20), policy="on-demand") as engine:
+        room = {d: engine.placer.shape.max_tokens(d) for d in (1, 2, 4)}
+        assert room[1] < room[2] < room[4]
+        assert room[4] > 4 * room[1], "merged workers give up weights, and the KV cache gets their room"
+        long = [[(31 * j) % 500 + 3 for j in range(room[1] + 50)]]
+        short = requests(PROMPTS[:4], [60, 40, 50, 45])
+        running = Running(engine)
+        running.submit(*short)
+        running.wait_for_tokens(8)
+        running.submit(*requests(long, [12], name="long"))
+        tokens = running.finish()
+        assert [r.kind for r in engine.reports][0] == "merge"
+    assert tokens["long0"] == reference_generate(folder, long, [12])[0]
+    assert [tokens[f"r{i}"] for i in range(4)] == reference_generate(folder, PROMPTS[:4], [60, 40, 50, 45])
+
+
+def test_seeded_sampling_survives_too(models):
+    folder, _ = models("llama")
+    sampling = {"temperature": 0.8, "top_p": 0.9, "seed": 7}
+    wanted = requests(PROMPTS[:6], COUNTS[:6], **sampling)
+    with Engine(config(folder, (1, 2, 4))) as engine:
+        still = Running(engine)
+        still.submit(*wanted)
+        expected = still.finish()
+        running = Running(engine)
+        running.submit(*wanted)
+        running.wait_for_tokens(20)
+        result(engine.merge((0, 1, 2, 3)))
+        running.wait_for_tokens(100)
+        result(engine.split((0, 1, 2, 3), (2, 1, 1)))
+        assert running.finish() == expected
+
+
+def test_a_long_request_keeps_its_instance_merged(models):
+    folder, _ = models("llama")
+    with Engine(config(folder, (1, 4), device_memory=4 << 20)) as engine:
+        result(engine.merge((0, 1, 2, 3)))
+        room = engine.placer.shape.max_tokens(1)
+        running = Running(engine)
+        running.submit(*requests([[5] * room], [30], name="long"))
+        running.wait_for_tokens(2)
+        with pytest.raises(PlanImpossible, match="needs more than"):
+            result(engine.split((0, 1, 2, 3), (1, 1, 1, 1)))
+        running.finish()
+        assert result(engine.split((0, 1, 2, 3), (1, 1, 1, 1))).after == (1, 1, 1, 1)
+
+
+def test_what_makes_no_sense_is_refused_with_a_remedy(models):
+    folder, _ = models("llama")
+    with Engine(config(folder, (1, 2))) as engine:
+        with pytest.raises(UserError, match="--tp-degrees"):
+            result(engine.merge((0, 1, 2)))
+        with pytest.raises(UserError, match="whole instances"):
+            result(engine.split((0,), (1, 1)))
+        result(engine.merge((1, 3)))
+        with pytest.raises(UserError, match="whole instances"):
+            result(engine.merge((0, 1)))
