@@ -25,6 +25,7 @@ app = typer.Typer(
 @app.command(
     epilog="Examples:  [cyan]gyges bench run[/cyan]   "
     "[cyan]gyges bench run --trace conv.csv --limit 200 --devices 4[/cyan]   "
+    "[cyan]gyges bench run --trace mixed-long --scheduler on-demand --device-memory 16MiB[/cyan]   "
     "[cyan]gyges bench run --model small --instances tp1,tp1,tp2 --device-memory 384MiB --slo ttft=10,tpot=0.1[/cyan]",
 )
 @takes(engine=build_engine_config, trace_options=build_trace_options)
@@ -35,8 +36,20 @@ def run(
         typer.Option("--trace", help="A file, hf:owner/name[:split], synthetic:SHAPE?..., or a name of `trace list`."),
     ] = "default",
     scheduler: Annotated[
-        str, typer.Option("--scheduler", help="Where a request goes: llf (least load) or rr.")
+        str,
+        typer.Option(
+            "--scheduler",
+            help="Where a request goes: llf (least load), rr, or on-demand (merges for what fits nowhere, splits after).",
+        ),
     ] = "llf",
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--transform",
+            metavar="'5s merge 0-3'",
+            help="By hand, that long after the start; repeat it: '12s split 0-3 tp2,tp1,tp1'.",
+        ),
+    ] = None,
     mode: Annotated[
         str, typer.Option("--mode", help="open: at the trace's times; closed: --users at a time; asap: all at once.")
     ] = "open",
@@ -45,7 +58,7 @@ def run(
         str | None, typer.Option("--slo", metavar="ttft=10,tpot=0.1", help="What counts as good, in seconds.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Result folder, new or empty. [default: runs/<time>-<trace>]")
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-<trace>]")
     ] = None,
     json: JsonOption = False,
     engine: EngineConfig,
@@ -60,6 +73,7 @@ def run(
         trace_spec=trace,
         trace_options=trace_options,
         scheduler=scheduler,
+        transform=transform or [],
         mode=mode,
         users=users,
         slo=slo,
@@ -90,15 +104,109 @@ def peers(
     ] = "",
     seed: Annotated[int, typer.Option("--seed", help="Of lengths and prompts.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Result folder, new or empty. [default: runs/<time>-bench-peers]")
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-bench-peers]")
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """This engine beside transformers on the same weights and requests, and both beside the machine's floor."""
-    from cli.bench_peers import names, peers_command
+    from cli.bench_peers import peers_command
+    from cli.bench_tables import names
     from gyges.bench.run import PeersConfig
 
     config = PeersConfig(preset, names(mixes), requests, repeats, seed, names(skip))
     document = peers_command(human_console(json), config, out)
     if json:
         emit(document)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges bench transform[/cyan]   [cyan]gyges bench transform --quick[/cyan]   "
+    "[cyan]gyges bench transform --parts micro --models llama3-8b --degrees 2,4 --fills 90 --repeats 5[/cyan]",
+)
+def transform(
+    models: Annotated[
+        str | None,
+        typer.Option("--models", metavar="NAME,...", help="Shapes of the micro-benchmark. \\[default: all]"),
+    ] = None,
+    layouts: Annotated[
+        str | None, typer.Option("--layouts", metavar="NAME,...", help="KV layouts. \\[default: all]")
+    ] = None,
+    fills: Annotated[
+        str | None, typer.Option("--fills", metavar="PERCENT,...", help="Of a TP1 KV cache. \\[default: 10,50,90]")
+    ] = None,
+    degrees: Annotated[str, typer.Option("--degrees", metavar="N,...", help="N x TP1 become TPN, and back.")] = "4",
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Of every combination, in turn. \\[default: 2]")
+    ] = None,
+    parts: Annotated[
+        str,
+        typer.Option("--parts", metavar="NAME,...", help="micro: no model; pause: real engine; padding: its price."),
+    ] = "micro,pause,padding",
+    pause_models: Annotated[
+        str, typer.Option("--pause-models", metavar="NAME,...", help="Presets that serve requests: tiny, small.")
+    ] = "tiny",
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="Of each device, part micro. \\[default: by the model]"),
+    ] = None,
+    page_size: Annotated[
+        str | None,
+        typer.Option("--page-size", metavar="SIZE", help="Part micro. \\[default: 2MiB; presets: the engine's choice]"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="About a minute: two shapes, 90 % full, once; see that it works.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of prompts and of what is written into pages.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-bench-transform]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Merges and splits taken apart: time, bytes, copies, memory and pauses, for every layout and toggle."""
+    from cli.bench_tables import names
+    from cli.bench_transform import degrees as read_degrees
+    from cli.bench_transform import percentages, transform_command
+    from gyges.bench.transform.run import QUICK, TransformConfig
+    from gyges.config import parse_bytes
+
+    given: dict[str, object] = {
+        "models": names(models) if models else None,
+        "layouts": names(layouts) if layouts else None,
+        "fills": percentages(fills) if fills else None,
+        "repeats": repeats,
+        "device_memory": parse_bytes(device_memory) if device_memory else None,
+        "page_bytes": parse_bytes(page_size) if page_size else None,
+    }
+    if layouts:
+        given["pause_layouts"] = names(layouts)
+    chosen = (QUICK if quick else {}) | {name: value for name, value in given.items() if value is not None}
+    config = TransformConfig(
+        degrees=read_degrees(degrees), parts=names(parts), pause_models=names(pause_models), seed=seed, **chosen
+    )
+    document = transform_command(human_console(json), config, out)
+    if json:
+        emit(document)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges bench capacity[/cyan]   "
+    "[cyan]gyges bench capacity --model small --device-memory 256MiB --devices 8[/cyan]   "
+    "[cyan]gyges bench capacity --device-memory 16MiB --check[/cyan]",
+)
+@takes(engine=build_engine_config)
+def capacity(
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try it: start an engine, merge step by step, send requests that just fit.")
+    ] = False,
+    json: JsonOption = False,
+    engine: EngineConfig,
+) -> None:
+    """How long a context, and how many tokens in all, fit at TP1, TP2, TP4 ... of these devices."""
+    from cli.bench_capacity import capacity_command
+
+    document = capacity_command(human_console(json), engine, check=check)
+    if json:
+        emit(document)
+    if document["check"] is not None and not all(c["completed"] and c["longer_rejected"] for c in document["check"]):
+        raise typer.Exit(1)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.render import number, percent, seconds
+from cli.bench_tables import met, reached, span, stopwatch, table
+from cli.render import percent, seconds
 from gyges.bench.peers import GENERATE, OWN
 from gyges.bench.run import PeersConfig, bench_peers, rates_drift
 from gyges.config import format_bytes
@@ -23,20 +22,11 @@ from gyges.metrics.results import ResultFolder
 _UNSTEADY = 0.1
 
 
-def names(text: str) -> tuple[str, ...]:
-    """``"a, b"`` -> ("a", "b"); empty text is none."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def peers_command(console: Console, config: PeersConfig, out: Path | None) -> dict[str, Any]:
     """Returns peers.json's fields plus ``folder`` and ``plots``."""
     started = time.monotonic()
-
-    def progress(text: str) -> None:
-        print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
-
     with ResultFolder.create(out, "bench-peers", configuration=asdict(config), seed=config.seed) as folder:
-        document = bench_peers(config, progress)
+        document = bench_peers(config, stopwatch())
         document["duration_s"] = time.monotonic() - started
         folder.write_json("peers.json", document)
         from gyges.bench.plot import write_plot
@@ -53,7 +43,7 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
     gemm, copy = rates["gemm_flops_per_s"], rates["copy_bytes_per_s"]
     console.print(
         f"[bold]{escape(model['name'])}[/], {model['parameters'] / 1e6:.1f}M parameters, fp32, {document['cores']} cores. "
-        f"GEMM {_span(gemm, 1e9)} GFLOP/s, copy {_span(copy, 1e9)} GB/s",
+        f"GEMM {span(gemm, 1e9)} GFLOP/s, copy {span(copy, 1e9)} GB/s",
         highlight=False,
     )
     for name, mix in document["mixes"].items():
@@ -69,35 +59,34 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
 def mix_table(name: str, mix: Mapping[str, Any], peers: Mapping[str, Any]) -> Table:
     """Median [slowest-fastest repeat] of each peer, and the floor's own line."""
     floor = mix["floor"]
-    table = _table(f"{name}: {mix['requests']} requests, {mix['prompt_tokens']} prompt + {mix['output_tokens']} tokens")
+    rows = table(f"{name}: {mix['requests']} requests, {mix['prompt_tokens']} prompt + {mix['output_tokens']} tokens")
     for column in ("", "tokens/s", "x generate", "% of floor"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        rows.add_column(column, justify="right" if column else "left", no_wrap=True)
     for peer, result in mix["peers"].items():
         ratio = {"median": 1.0, "min": 1.0, "max": 1.0} if peer == GENERATE else result["ratio_to"].get(GENERATE)
-        table.add_row(
+        rows.add_row(
             peers[peer]["label"],
-            _span(result["tokens_per_s"]),
-            _span(ratio if result["tokens_per_s"] else None),
-            _span(result["share_of_floor"], 0.01),
+            span(result["tokens_per_s"]),
+            span(ratio if result["tokens_per_s"] else None),
+            span(result["share_of_floor"], 0.01),
         )
-    table.add_row("floor", _span(floor["tokens_per_s"]), "", "100", style="dim")
+    rows.add_row("floor", span(floor["tokens_per_s"]), "", "100", style="dim")
     bound = " or ".join(dict.fromkeys(floor["bound"]))
-    table.caption = f"the floor is set by {bound}; median [slowest-fastest repeat]"
-    table.caption_justify = "left"
-    return table
+    rows.caption = f"the floor is set by {bound}; median [slowest-fastest repeat]"
+    rows.caption_justify = "left"
+    return rows
 
 
 def goals_table(document: Mapping[str, Any]) -> Table:
     """Each goal, what was reached, and whether that is enough."""
-    table = _table("Goals")
-    table.add_column("", no_wrap=True)
-    table.add_column("aim", no_wrap=True)
-    table.add_column("reached", justify="right", no_wrap=True)
-    table.add_column("met", no_wrap=True)
+    rows = table("Goals")
+    rows.add_column("", no_wrap=True)
+    rows.add_column("aim", no_wrap=True)
+    rows.add_column("reached", justify="right", no_wrap=True)
+    rows.add_column("met", no_wrap=True)
     for goal in document["goals"]:
-        met = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "-"}[goal["met"]]
-        table.add_row(goal["name"], goal["aim"], _reached(goal["reached"], goal["unit"]), met)
-    return table
+        rows.add_row(goal["name"], goal["aim"], reached(goal["reached"], goal["unit"]), met(goal["met"]))
+    return rows
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
@@ -129,21 +118,3 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
             f"unsteady machine: its rates changed by up to {drift:.0%} within a round; repeat when it is quiet"
         )
     return lines
-
-
-def _reached(value: float | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    return {"share": percent, "ratio": lambda v: f"{v:.2f}x", "s": seconds}[unit](value)
-
-
-def _span(spread: Mapping[str, Any] | None, scale: float = 1.0, unit: str = "") -> str:
-    """``"512 [498-530]"``, or the median alone where there is one value."""
-    if spread is None:
-        return "-"
-    low, mid, high = (number(spread[key] / scale) for key in ("min", "median", "max"))
-    return f"{mid}{unit}" if low == high else f"{mid}{unit} [{low}-{high}]"
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")

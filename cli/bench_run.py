@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from cli.live import LiveSnapshot, LiveView
 from cli.render import render_summary
 from gyges.config import EngineConfig, available_cores, format_bytes, format_instances
 from gyges.core import Request, SamplingParams
+from gyges.engine.by_hand import HandCommand, check_degrees, check_devices, degrees_of, parse_command
 from gyges.engine.engine import Engine
-from gyges.engine.replay import MODES, Progress, Replayer, TimedRequest
+from gyges.engine.replay import MODES, Progress, Replayer, ReplayResult, TimedRequest
 from gyges.errors import UnknownNameError
 from gyges.metrics.results import ResultFolder
 from gyges.metrics.slo import parse_slo
 from gyges.metrics.summary import summarize
+from gyges.scheduling.routing import POLICIES
 from workloads.load import load_trace
 from workloads.options import TraceOptions
 from workloads.prompts import prompt_tokens
@@ -46,6 +51,7 @@ def bench_run(
     trace_spec: str,
     trace_options: TraceOptions,
     scheduler: str,
+    transform: Sequence[str],
     mode: str,
     users: int,
     slo: str | None,
@@ -53,14 +59,17 @@ def bench_run(
 ) -> dict[str, Any]:
     """Runs to the end, an interruption, or a failure of the engine; what there is by then is in the folder.
 
+    transform: merges and splits by hand (gyges.engine.by_hand).
     Returns summary.json's fields plus ``state``, ``reason``, ``folder`` and ``plots``.
     """
     if mode not in MODES:
         raise UnknownNameError("replay mode", mode, MODES)
     limits = parse_slo(slo) if slo else None
     trace = load_trace(trace_spec, trace_options)
-    engine = Engine(config, scheduler)
+    by_hand = [parse_command(text) for text in transform]
+    engine = make_engine(config, scheduler, by_hand)
     items = timed_requests(trace, engine.geometry.vocab_size, trace_options.seed)
+    title = _short(trace.name)
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", trace.name)[:40].strip("-") or "run"
     folder = ResultFolder.create(
         out,
@@ -69,6 +78,7 @@ def bench_run(
         configuration={
             "engine": engine.config.to_dict(),
             "scheduler": scheduler,
+            "transform": [str(command) for command in by_hand],
             "mode": mode,
             "users": users,
             "slo": slo,
@@ -80,16 +90,15 @@ def bench_run(
     with folder:
         console.print(
             f"{config.model} on {format_instances(config.instances)}, {format_bytes(config.device_memory)} a device, "
-            f"{config.layout}; {len(items):,} requests of {trace.name}; starting {config.num_devices} workers …",
+            f"{config.layout}; {len(items):,} requests of {title}; starting {config.num_devices} workers …",
             highlight=False,
         )
         with engine:
             folder.update_manifest(engine=engine_facts(engine))
-            with LiveView(console, len(items), title=trace.name) as view:
+            with LiveView(console, len(items), title=title) as view:
                 rates = _Rate()
 
                 def tick(progress: Progress) -> None:
-                    tokens = sum(sample.output_tokens for sample in progress.instances)
                     view.update(
                         LiveSnapshot(
                             elapsed_s=progress.elapsed_s,
@@ -98,17 +107,20 @@ def bench_run(
                             failed=progress.failed,
                             rejected=progress.rejected,
                             instances=progress.instances,
-                            output_tokens_per_s=rates.update(progress.elapsed_s, tokens),
+                            output_tokens_per_s=rates.update(progress.elapsed_s, progress.output_tokens),
+                            transforming=progress.transforming,
                         )
                     )
-                    folder.checkpoint(replayer.finished, replayer.samples)
+                    folder.checkpoint(replayer.finished, replayer.samples, replayer.events)
 
-                replayer = Replayer(engine, items, mode=mode, users=users, on_tick=tick)
+                replayer = Replayer(engine, items, mode=mode, users=users, by_hand=by_hand, on_tick=tick)
                 result = replayer.run()
+            folder.update_manifest(**happenings(result))
             overhead = engine.controller_overhead_s()
         summary = summarize(
             result.records,
             result.samples,
+            result.events,
             slo=limits,
             replay_mode=mode,
             duration_s=result.duration_s,
@@ -116,16 +128,20 @@ def bench_run(
             notes=_notes(config),
         )
         summary["controller"] = {"overhead_per_step_s": overhead}
-        folder.save(result.records, result.samples, (), summary)
+        folder.save(result.records, result.samples, result.events, summary)
         folder.finish(result.state, result.reason)
         from gyges.metrics.plots import write_plots
 
-        label = f"{trace.name} on {config.model}, {format_instances(config.instances)}"
+        label = f"{title} on {config.model}, {format_instances(config.instances)}"
+        if engine.policy.transforms or by_hand:
+            label += f", {scheduler}" + (" and by hand" if by_hand else "")
         if result.state != "complete":
             label += f" ({result.state} run)"
 
-        plots = write_plots(folder.plots, result.records, result.samples, (), slo=limits, label=label)
+        plots = write_plots(folder.plots, result.records, result.samples, result.events, slo=limits, label=label)
     render_summary(console, summary, title=label)
+    for line in told(result):
+        console.print(line, highlight=False)
     if result.reason:
         console.print(f"[bold red]{result.state}[/]: {result.reason}", highlight=False)
     console.print(f"results: {folder.path}", soft_wrap=True, highlight=False)
@@ -139,6 +155,55 @@ def bench_run(
     }
 
 
+def make_engine(config: EngineConfig, scheduler: str, by_hand: Sequence[HandCommand]) -> Engine:
+    """An engine, not started, whose host can take the degrees that the commands lead to. UserError where it cannot."""
+    check_devices(by_hand, config.num_devices)
+    if by_hand and not config.tp_degrees and not POLICIES.get(scheduler)().transforms:
+        config = config.with_(tp_degrees=degrees_of(by_hand))
+    engine = Engine(config, scheduler)
+    check_degrees(by_hand, engine.config)
+    return engine
+
+
+def happenings(result: ReplayResult) -> dict[str, Any]:
+    """What happened besides requests, for the manifest. Times: seconds from the replay's start."""
+    return {
+        "incidents": [asdict(incident) for incident in result.incidents],
+        "failed_transformations": [asdict(event) for event in result.events if event.error],
+        "by_hand": [outcome.to_dict() for outcome in result.by_hand],
+    }
+
+
+def told(result: ReplayResult) -> list[str]:
+    """The same for people: only what went otherwise than wished."""
+    lines = [
+        f"[bold yellow]incident[/] at {incident.at_s:.1f} s: {escape(incident.error.splitlines()[0])}; "
+        f"requests that started over: {incident.requeued}"
+        for incident in result.incidents
+    ]
+    lines += [
+        f"[bold yellow]{event.kind} failed[/] at {event.end_s:.1f} s, devices {_listed(event.devices)}: "
+        f"{escape(event.error.splitlines()[0])}"
+        for event in result.events
+        if event.error
+    ]
+    for outcome in result.by_hand:
+        if outcome.state != "done":
+            lines.append(f"[bold yellow]{outcome.state}[/]: {outcome.command}: {escape(outcome.reason)}")
+        elif outcome.attempts > 1:
+            lines.append(f"{outcome.command}: begun at {outcome.start_s:.1f} s, before that {escape(outcome.reason)}")
+    return lines
+
+
+def _short(name: str) -> str:
+    """A synthetic trace is named by its whole spec, which no title has room for; the manifest does."""
+    return name if len(name) <= 40 else f"{name[:39]}…"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
 def engine_facts(engine: Engine) -> dict[str, Any]:
     """What the engine came to, for the manifest: sizes in tokens, blocks, pages, bytes; times in seconds."""
     return {
@@ -149,6 +214,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "shards": {"kv": engine.placement.shards.kv, "ffn": engine.placement.shards.ffn},
         "threads_per_worker": engine.config.worker_threads,
         "start_s": engine.start_s,
+        "degrees": {str(d): {"kv_tokens": engine.placer.shape.max_tokens(d)} for d in engine.config.candidate_degrees},
         "instances": [
             {
                 "degree": p.degree,

@@ -10,6 +10,7 @@ from gyges.config import EngineConfig, parse_bytes, parse_instances
 from gyges.errors import UserError
 
 _MODEL, _HOST, _TOGGLES, _BATCH = "Model", "Devices", "Memory layout (each on its own)", "Batching"
+_TRANSFORM = "Merges and splits"
 
 
 def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
@@ -27,20 +28,25 @@ def build_engine_config(
     ] = "auto",
     model_seed: Annotated[int, _option("--model-seed", panel=_MODEL, help="Seed of a preset's random weights.")] = 0,
     devices: Annotated[
-        int | None, _option("--devices", panel=_HOST, min=1, help="That many TP1 instances. [default: 4]")
+        int | None, _option("--devices", panel=_HOST, min=1, help="That many TP1 instances. \\[default: 4]")
     ] = None,
     instances: Annotated[
         str | None, _option("--instances", panel=_HOST, metavar="tp1,tp1,tp2", help="TP degree of each instance.")
     ] = None,
     tp_degrees: Annotated[
         str | None,
-        _option("--tp-degrees", panel=_HOST, metavar="1,2,4", help="Degrees the host may take; sets the shards."),
+        _option(
+            "--tp-degrees",
+            panel=_HOST,
+            metavar="1,2,4",
+            help="TP degrees the host may take; sets the shards. \\[default: as many as the run's merges and splits need]",
+        ),
     ] = None,
     device_memory: Annotated[
         str, _option("--device-memory", panel=_HOST, metavar="SIZE", help="Budget of each device: weights and KV.")
     ] = "64MiB",
     page_size: Annotated[
-        str | None, _option("--page-size", panel=_HOST, metavar="SIZE", help="Physical page. [default: by the model]")
+        str | None, _option("--page-size", panel=_HOST, metavar="SIZE", help="Physical page. \\[default: by the model]")
     ] = None,
     threads: Annotated[int, _option("--threads", panel=_HOST, help="Per device; 0 shares the cores evenly.")] = 0,
     layout: Annotated[
@@ -52,6 +58,19 @@ def build_engine_config(
     ] = True,
     block_size: Annotated[
         int, _option("--block-size", panel=_TOGGLES, help="Tokens per KV block; 0: the layout's choice.")
+    ] = 0,
+    overlap: Annotated[
+        bool,
+        _option("--overlap/--no-overlap", panel=_TRANSFORM, help="Between serving steps, or all in one stop."),
+    ] = True,
+    pages_per_step: Annotated[
+        int,
+        _option(
+            "--pages-per-step",
+            panel=_TRANSFORM,
+            metavar="N",
+            help="Pages that a device moves between two steps (the paper's layers per step); 0 chooses: 1/64 of them.",
+        ),
     ] = 0,
     max_batch_tokens: Annotated[
         int, _option("--max-batch-tokens", panel=_BATCH, help="Token budget of a step (chunked prefill).")
@@ -84,6 +103,8 @@ def build_engine_config(
         page_bytes=parse_bytes(page_size) if page_size else 0,
         layout=layout,
         padding=padding,
+        overlap=overlap,
+        pages_per_step=pages_per_step,
         block_size=block_size,
         max_batch_tokens=max_batch_tokens,
         max_seqs=max_seqs,

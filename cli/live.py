@@ -7,8 +7,8 @@ schedule; at one per second fewer than 1 % of requests fall due during a draw, s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ from gyges.metrics.records import TimelineSample
 LOG_INTERVAL_S = 5.0
 _DRAWS_PER_S = 1
 _MAX_ROWS = 16
+_DOING = {"merge": "merging", "split": "splitting"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class LiveSnapshot:
     """Where a run stands. Counts are of requests so far; ``finished`` are those that completed.
 
     elapsed_s: since the run's start.   instances: the latest sample of each living instance.
-    output_tokens_per_s: over the last moments, all instances together.
+    output_tokens_per_s: over the last moments, all instances together.   transforming: instance -> "merge" or "split".
     """
 
     elapsed_s: float
@@ -40,6 +41,7 @@ class LiveSnapshot:
     rejected: int = 0
     instances: Sequence[TimelineSample] = ()
     output_tokens_per_s: float = 0.0
+    transforming: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> int:
@@ -107,6 +109,7 @@ class LiveView:
         if now.instances:
             parts.append(f"KV {_kv_use(now.instances):.0%}")
             parts.append(_degrees(now.instances))
+            parts += [f"{_DOING[kind]} {_devices(s)}" for s in now.instances if (kind := _kind(now, s))]
         return ", ".join(parts)
 
     def _render(self) -> RenderableType:
@@ -121,20 +124,43 @@ class LiveView:
         counts = Text(
             f"{now.sent} sent, {now.in_flight} in flight{lost}, {now.output_tokens_per_s:.0f} output tokens/s"
         )
-        return Group(head, counts, _instance_table(now.instances)) if now.instances else Group(head, counts)
+        return Group(head, counts, _instance_table(now)) if now.instances else Group(head, counts)
 
 
-def _instance_table(instances: Sequence[TimelineSample]) -> Table:
+def _kind(now: LiveSnapshot, sample: TimelineSample) -> str:
+    """ "merge" or "split" while its workers change; a step that only has to end first is not worth showing."""
+    kind = now.transforming.get(sample.instance, "")
+    return kind if kind in _DOING else ""
+
+
+def _devices(sample: TimelineSample) -> str:
+    """(0, 1, 2, 5) -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for device in sorted(sample.devices):
+        if runs and device == runs[-1][-1] + 1:
+            runs[-1].append(device)
+        else:
+            runs.append([device])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _instance_table(now: LiveSnapshot) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("instance", no_wrap=True, max_width=24)
+    table.add_column("devices", no_wrap=True, max_width=16)
     for name in ("TP", "running", "waiting"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("KV use", no_wrap=True)
-    ordered = sorted(instances, key=lambda s: s.devices)
+    table.add_column("", no_wrap=True)
+    ordered = sorted(now.instances, key=lambda s: sorted(s.devices))
     for s in ordered[:_MAX_ROWS]:
+        if not s.tp:
+            table.add_row(Text("-"), _devices(s), "-", "-", "-", "", "no instance")
+            continue
         filled = round(10 * s.kv_use)
         use = f"{'#' * filled}{'.' * (10 - filled)} {s.kv_use:4.0%}"
-        table.add_row(Text(s.instance), str(s.tp), str(s.running), str(s.waiting), use)
+        state = _DOING.get(_kind(now, s), "")
+        table.add_row(Text(s.instance), _devices(s), str(s.tp), str(s.running), str(s.waiting), use, state)
     if len(ordered) > _MAX_ROWS:
         table.add_row(Text(f"and {len(ordered) - _MAX_ROWS} more", style="dim"))
     return table
@@ -146,8 +172,10 @@ def _kv_use(instances: Sequence[TimelineSample]) -> float:
 
 
 def _degrees(instances: Sequence[TimelineSample]) -> str:
-    """ "2xTP1 1xTP4": how many instances of each degree there are."""
+    """ "2xTP1 1xTP4": how many instances of each degree there are; "(1 without instance)": devices that nobody has."""
     counts: dict[int, int] = {}
     for s in instances:
         counts[s.tp] = counts.get(s.tp, 0) + 1
-    return " ".join(f"{counts[tp]}xTP{tp}" for tp in sorted(counts))
+    bare = sum(len(s.devices) for s in instances if not s.tp)
+    named = [f"{counts[tp]}xTP{tp}" for tp in sorted(counts) if tp]
+    return " ".join([*named, f"({bare} without instance)"] if bare else named)

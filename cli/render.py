@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gyges.config import format_bytes
+
 _LATENCIES = (
     ("TTFT", "ttft_s"),
     ("  from send", "ttft_from_send_s"),
@@ -64,6 +66,10 @@ def count(value: int) -> str:
     return str(value) if value < 100_000 else f"{value // 1000}k"
 
 
+def _plural(value: int, noun: str) -> str:
+    return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
+
+
 def percent(fraction: float | None) -> str:
     """0.9666 -> "96.7%". Never rounded up to 100 %: one failure among many must show."""
     if fraction is None:
@@ -103,9 +109,11 @@ def headline_table(summary: Mapping[str, Any], title: str = "Result") -> Table:
     if replay["mode"] == "open":
         lag = f"send lag p99 {seconds(replay['lag_p99_s'])}, max {seconds(replay['lag_max_s'])}"
         table.add_row("replay", f"{'valid' if replay['valid'] else 'INVALID'}: {lag}")
-    if changes["merges"] or changes["splits"]:
-        pauses = f"longest pause {seconds(changes['pause_max_s'])}"
-        table.add_row("transformations", f"{changes['merges']} merges, {changes['splits']} splits; {pauses}")
+    if changes["merges"] or changes["splits"] or changes["failed"]:
+        counted = f"{_plural(changes['merges'], 'merge')}, {_plural(changes['splits'], 'split')}"
+        counted += f", {changes['failed']} failed" if changes["failed"] else ""
+        about = f"{seconds(changes['time_total_s'])} in all, {format_bytes(changes['bytes_moved'])} moved"
+        table.add_row("transformations", f"{counted}; {about}; longest pause {seconds(changes['pause_max_s'])}")
     table.add_row("longest gap", f"{seconds(summary['max_token_gap_s'])} between two tokens of one request")
     if kv:
         mean, peak = sum(use["mean"] for use in kv.values()) / len(kv), max(use["max"] for use in kv.values())

@@ -17,6 +17,14 @@ ALLOWED = {
     "gyges/parallel": {"gyges.parallel"},
     "gyges/kernels": {"gyges.kernels"},
     "gyges/models": {"gyges.models", "gyges.parallel", "gyges.kv_cache", "gyges.kernels", "gyges.memory"},
+    "gyges/transform": {
+        "gyges.transform",
+        "gyges.kv_cache",
+        "gyges.memory",
+        "gyges.parallel",
+        "gyges.kernels",
+        "gyges.models",
+    },
     "gyges/metrics": {"gyges.metrics"},
     "workloads": {"workloads"},
 }
@@ -54,8 +62,8 @@ def test_core_imports_no_sibling_but_errors():
 TORCH_FREE = [
     "gyges.config", "gyges.core", "gyges.scheduling.batching", "gyges.scheduling.routing", "gyges.kv_cache.layouts",
     "gyges.kv_cache.blocks", "gyges.parallel.sharding", "gyges.parallel.weight_layout", "gyges.parallel.arena",
-    "gyges.models.config", "gyges.models.hub", "gyges.models.resident", "gyges.engine.placement", "gyges.engine.engine",
-    "gyges.metrics.summary", "workloads",
+    "gyges.models.config", "gyges.models.hub", "gyges.models.resident", "gyges.transform.plan", "gyges.engine.placement",
+    "gyges.engine.engine", "gyges.metrics.summary", "workloads",
 ]  # fmt: skip
 
 

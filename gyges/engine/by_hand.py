@@ -109,15 +109,20 @@ def _devices(word: str, text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def check_commands(commands: Sequence[HandCommand], config: EngineConfig) -> None:
-    """Before anything starts: what this host can never do. ``config``: the engine's own, its degrees settled."""
+def check_devices(commands: Sequence[HandCommand], num_devices: int) -> None:
+    """UserError if one names a device that there is not."""
     for command in commands:
-        absent = [device for device in command.devices if device >= config.num_devices]
-        if absent:
+        last = max(command.devices)
+        if last >= num_devices:
             raise UserError(
-                f"--transform '{command}' names device {absent[0]}; there are {config.num_devices}, from 0 on: "
-                f"name others, or give --devices {absent[-1] + 1}"
+                f"--transform '{command}' names device {last}, and the last one is {num_devices - 1}: "
+                f"name others, or give --devices {last + 1}"
             )
+
+
+def check_degrees(commands: Sequence[HandCommand], config: EngineConfig) -> None:
+    """UserError if one needs a degree that this host cannot take. ``config``: the engine's own, its degrees settled."""
+    for command in commands:
         missing = [degree for degree in command.degrees if degree not in config.candidate_degrees]
         if missing:
             wanted = sorted({*config.candidate_degrees, *missing})

@@ -197,7 +197,8 @@ class KVGeometry:
         steps = [self.strides[axis] for axis in axes]
         inside = np.array([sum(map(mul, index, steps)) for index in product(*choices)], np.int64)
         starts = (np.asarray(groups, np.int64)[:, None] * self.strides["group"] + inside) // self.page_elements
-        return (starts[:, :, None] + np.arange(self.pages_per_cell)).reshape(len(starts), -1)
+        pages = starts[:, :, None] + np.arange(self.pages_per_cell)
+        return pages.reshape(len(starts), starts.shape[1] * self.pages_per_cell)
 
     def block_offset(self, block: int) -> int:
         """Element offset of block id ``block``: the group term plus the block-in-group term."""

@@ -23,7 +23,7 @@ class PageCounts:
 
     def hold(self, slots: np.ndarray, users: np.ndarray | int = 1) -> np.ndarray:
         """Adds ``users`` to each slot (no slot twice). Returns the slots that had none: map them."""
-        new = slots[self._users[slots] == 0]
+        new: np.ndarray = slots[self._users[slots] == 0]
         self._users[slots] += users
         self.mapped += new.size
         return new.ravel()
@@ -37,9 +37,10 @@ class PageCounts:
         self._users[slots] -= users
         left = self._users[slots]
         assert (left >= 0).all(), "a page is given up by somebody who did not hold it"
-        gone = slots[left == 0]
+        gone: np.ndarray = slots[left == 0]
         self.mapped -= gone.size
         return gone.ravel()
 
     def is_mapped(self, slots: np.ndarray) -> np.ndarray:
-        return self._users[slots] > 0
+        mapped: np.ndarray = self._users[slots] > 0
+        return mapped

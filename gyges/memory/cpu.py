@@ -223,11 +223,17 @@ class CpuPagePool:
     def export(self) -> tuple[int, ...]:
         return self._fd, self._table_fd
 
-    def close(self) -> None:
+    def clear(self) -> None:
+        """Gives all ranges back: as a new pool, but for the memory, which stays populated."""
         for where in self._ranges:
             _libc.munmap(where.address, where.length)
             where.mapped = 0
         self._ranges.clear()
+        self._table_used = 0
+        self._free = list(range(self.capacity - 1, -1, -1))
+
+    def close(self) -> None:
+        self.clear()
         if self._fd >= 0:
             _libc.munmap(self._table, _TABLE_BYTES)
             os.close(self._fd)

@@ -10,6 +10,7 @@ from gyges.metrics.records import TimelineSample, TransformationEvent
 from gyges.metrics.timeline import device_segments
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -21,7 +22,10 @@ _GAP = 0.07  # between instances, in rows: devices of one instance touch, so tha
 def device_map(
     samples: Sequence[TimelineSample], events: Sequence[TransformationEvent], *, end_s: float, label: str = ""
 ) -> Figure:
-    """One row per device. Neighbouring rows without a gap belong to one instance. Times in seconds."""
+    """One row per device. Neighbouring rows without a gap belong to one instance. Times in seconds.
+
+    A transformation that broke is marked where it did; pale rows are devices that no instance has (a worker died).
+    """
     from matplotlib.collections import PatchCollection
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch, Rectangle
@@ -40,7 +44,7 @@ def device_map(
             if s.tp == degree
             for low, high in _stretches([row[device] for device in s.devices])
         ]
-        axes.add_collection(PatchCollection(boxes, facecolor=TP_COLOURS.get(degree, GREY), edgecolor="white", lw=0.4))
+        axes.add_collection(PatchCollection(boxes, facecolor=_colour(degree), edgecolor="white", lw=0.4))
     for event in events:
         for low, high in _stretches([row[device] for device in event.devices if device in row]):
             height = high - low + 1 - 2 * _GAP
@@ -49,10 +53,12 @@ def device_map(
             box.set(facecolor="none", edgecolor=BLACK, hatch="////", linewidth=0.8)
             axes.add_patch(box)
             _mark(axes, event, (low + high) / 2)
-    handles = [Patch(facecolor=TP_COLOURS.get(degree, GREY), label=f"TP{degree}") for degree in degrees]
-    for kind, marker in _MARKERS.items():
-        if any(e.kind == kind for e in events):
-            handles.append(Line2D([], [], linestyle="", marker=marker, color=BLACK, label=kind))
+    handles: list[Artist] = [
+        Patch(facecolor=_colour(degree), label=f"TP{degree}" if degree else "no instance") for degree in degrees
+    ]
+    for name, (marker, colour) in _MARKERS.items():
+        if any(_named(e) == name for e in events):
+            handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, label=name))
     if events:
         handles.append(Patch(facecolor="none", edgecolor=BLACK, hatch="////", label="transforming"))
     every = max(1, -(-len(devices) // 32))
@@ -65,11 +71,21 @@ def device_map(
     return figure
 
 
-_MARKERS = {"merge": ">", "split": "<"}
+_MARKERS = {"merge": (">", BLACK), "split": ("<", BLACK), "broke": ("X", VERMILLION)}
+
+
+def _named(event: TransformationEvent) -> str:
+    return "broke" if event.error else event.kind
 
 
 def _mark(axes: Axes, event: TransformationEvent, y: float) -> None:
-    axes.plot(event.start_s, y, marker=_MARKERS[event.kind], color=BLACK, markeredgecolor="white", markersize=8)
+    marker, colour = _MARKERS[_named(event)]
+    at = event.end_s if event.error else event.start_s
+    axes.plot(at, y, marker=marker, color=colour, markeredgecolor="white", markersize=8)
+
+
+def _colour(degree: int) -> str:
+    return TP_COLOURS.get(degree, GREY) if degree else "0.92"
 
 
 def _stretches(rows: Sequence[int]) -> list[tuple[int, int]]:

@@ -5,7 +5,10 @@ Every time is seconds from the run's start; lengths are tokens; KV sizes are blo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from struct import pack
 from typing import Literal
 
 Status = Literal["completed", "failed", "rejected", "partial"]
@@ -22,6 +25,8 @@ class RequestRecord:
     chunk_times: when each delivery reached the client; one delivery may hold several tokens.
     output_tokens: generated.   target_output_tokens: wanted (the trace's output length, or max_tokens).
     status: "partial" means that the run ended before the request did.   reason: why it failed or was rejected.
+    tokens_digest: of the output's token ids (:class:`TokensHasher`), so that two runs can be compared; None: no token,
+    or not recorded.
     """
 
     request_id: str
@@ -38,6 +43,7 @@ class RequestRecord:
     reason: str | None = None
     instance: str | None = None
     preemptions: int = 0
+    tokens_digest: str | None = None
 
     @property
     def first_token_s(self) -> float | None:
@@ -62,6 +68,7 @@ class TimelineSample:
     """One instance at one moment. An instance is over once a sample of another instance names one of its devices.
 
     output_tokens, prompt_tokens (computed, not merely received) and preemptions are cumulative over an instance's life.
+    tp 0: no instance has these devices at the moment, because a worker died.
     """
 
     t_s: float
@@ -84,10 +91,13 @@ class TimelineSample:
 
 @dataclass(slots=True)
 class TransformationEvent:
-    """One merge or split that was carried out on ``devices``.
+    """One merge or split on ``devices``.
 
+    start_s: when the instances concerned had finished their steps; asked_s: when it was wanted; None: not recorded.
     bytes_moved: between devices.   pause_s: longest time that any running request stood still for it.
-    cause: why the policy (or the person) wanted it.
+    cause: why the policy (or the person) wanted it.   before, after: TP degrees of the instances on these devices.
+    overlap: whether serving went on between its parts; stopped: why it then came to a stop all the same.
+    steps, tokens: computed on these devices meanwhile.   error: set if it broke and was not carried out.
     """
 
     kind: Literal["merge", "split"]
@@ -97,3 +107,24 @@ class TransformationEvent:
     bytes_moved: int = 0
     pause_s: float = 0.0
     cause: str = ""
+    asked_s: float | None = None
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    overlap: bool = True
+    stopped: str = ""
+    steps: int = 0
+    tokens: int = 0
+    error: str = ""
+
+
+class TokensHasher:
+    """Digests token ids as they come: 128 bits of BLAKE2b over them as little-endian int32, in hex."""
+
+    def __init__(self) -> None:
+        self._hash = blake2b(digest_size=16)
+
+    def update(self, token_ids: Sequence[int]) -> None:
+        self._hash.update(pack(f"<{len(token_ids)}i", *token_ids))
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

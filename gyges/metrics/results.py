@@ -213,6 +213,21 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def different_outputs(a: str | Path, b: str | Path) -> list[str]:
+    """Ids of the requests whose output tokens two result folders do not agree on, sorted; a request of one run only
+    differs too. Empty: the two runs computed the same."""
+    ours, theirs = (_digests(Path(folder)) for folder in (a, b))
+    return sorted({name for name, _ in ours.items() ^ theirs.items()})
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    records = tables.read_requests(folder / "requests.parquet")
+    found = {record.request_id: record.tokens_digest for record in records}
+    if any(record.output_tokens and record.tokens_digest is None for record in records):
+        raise UserError(f"{folder} was written before digests of tokens were recorded; run it again to compare it")
+    return found
+
+
 def _prepare(path: str | Path | None, root: Path, name: str, min_free_bytes: int) -> Path:
     """The checked, existing, empty folder. Space is checked first, so that a refusal leaves no folder behind."""
     folder = root if path is None else Path(path)

@@ -187,10 +187,12 @@ def _replay(records: Sequence[RequestRecord], mode: str) -> dict[str, Any]:
 
 
 def _transformations(events: Sequence[TransformationEvent]) -> dict[str, Any]:
+    failed, events = [e for e in events if e.error], [e for e in events if not e.error]
     kinds = Counter(e.kind for e in events)
     return {
         "merges": kinds["merge"],
         "splits": kinds["split"],
+        "failed": len(failed),
         "bytes_moved": sum(e.bytes_moved for e in events),
         "time_total_s": math.fsum(e.end_s - e.start_s for e in events),
         "pause_total_s": math.fsum(e.pause_s for e in events),

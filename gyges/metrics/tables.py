@@ -3,12 +3,14 @@
 requests.parquet: the fields of RequestRecord, and ``ttft_s, tpot_s, e2e_s, queue_s`` derived from them (infinite where
 a request failed; null where undefined). timeline.parquet: samples and transformations in one schema; the column
 ``row`` says which, and columns of the other kind are null. For a transformation ``t_s`` is its start.
+
+Files written before a field existed are read with the field's default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,10 @@ _DERIVED = {
 _REQUEST_FIELDS = [f.name for f in fields(RequestRecord)]
 _SAMPLE_FIELDS = [f.name for f in fields(TimelineSample)]
 _EVENT_FIELDS = [f.name for f in fields(TransformationEvent)]
-_TEXT = ("request_id", "status", "reason", "instance", "row", "kind", "cause")
+_EVENT_DEFAULTS = {f.name: f.default for f in fields(TransformationEvent) if f.default is not MISSING}
+_TEXT = ("request_id", "status", "reason", "instance", "tokens_digest", "row", "kind", "cause", "stopped", "error")
+_UNIQUE = ("request_id", "tokens_digest")
+_DEVICES = ("devices", "before", "after")
 _INTEGERS = (
     "prompt_tokens",
     "output_tokens",
@@ -40,6 +45,8 @@ _INTEGERS = (
     "kv_used_blocks",
     "kv_total_blocks",
     "bytes_moved",
+    "steps",
+    "tokens",
 )
 
 
@@ -50,7 +57,8 @@ def _schema(names: Sequence[str]) -> pa.Schema:
     types.update({name: pa.string() for name in names if name in _TEXT})
     types.update({name: pa.int64() for name in names if name in _INTEGERS})
     types.update({name: pa.list_(pa.float64()) for name in names if name in ("token_times", "chunk_times")})
-    types.update({name: pa.list_(pa.int32()) for name in names if name == "devices"})
+    types.update({name: pa.list_(pa.int32()) for name in names if name in _DEVICES})
+    types.update({name: pa.bool_() for name in names if name == "overlap"})
     return pa.schema(list(types.items()))
 
 
@@ -81,7 +89,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    repeated = [name for name in table.column_names if name in _TEXT and name != "request_id"]
+    repeated = [name for name in table.column_names if name in _TEXT and name not in _UNIQUE]
     pq.write_table(table, sink, compression="zstd", use_dictionary=repeated)
     write_bytes(path, memoryview(sink.getvalue()))
 
@@ -90,9 +98,10 @@ def read_requests(path: str | Path) -> list[RequestRecord]:
     """The records of a requests.parquet."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=_REQUEST_FIELDS)
-    columns = (table.column(name).to_pylist() for name in _REQUEST_FIELDS)
-    return [RequestRecord(*values) for values in zip(*columns, strict=True)]
+    names = [name for name in _REQUEST_FIELDS if name in pq.read_schema(path).names]
+    table = pq.read_table(path, columns=names)
+    columns = (table.column(name).to_pylist() for name in names)
+    return [RequestRecord(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
 def read_timeline(path: str | Path) -> tuple[list[TimelineSample], list[TransformationEvent]]:
@@ -106,5 +115,9 @@ def read_timeline(path: str | Path) -> tuple[list[TimelineSample], list[Transfor
             samples.append(TimelineSample(**{name: row[name] for name in _SAMPLE_FIELDS}))
         else:
             row["start_s"] = row["t_s"]
-            events.append(TransformationEvent(**{name: row[name] for name in _EVENT_FIELDS}))
+            known = {name: row.get(name) for name in _EVENT_FIELDS}
+            known |= {name: tuple(known[name] or ()) for name in ("before", "after")}
+            # Null where the file is older than the field; asked_s may be null in any file.
+            known |= {name: value for name, value in _EVENT_DEFAULTS.items() if known[name] is None}
+            events.append(TransformationEvent(**known))
     return samples, events

@@ -15,11 +15,13 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-
-import torch
+from typing import TYPE_CHECKING
 
 from gyges.parallel.arena import SharedArena, libc
 from gyges.parallel.comm import CollectiveAborted, CollectiveTimeout
+
+if TYPE_CHECKING:
+    import torch
 
 _SLICE_FROM_BYTES = 128 * 1024
 _ABORT_CHECK_S = 0.05
@@ -84,6 +86,8 @@ class ShmComm:
                 self._await(src, semaphore)
 
     def _buffer(self, worker: int, parity: int, dtype: torch.dtype, count: int) -> torch.Tensor:
+        import torch  # seconds, which those that need barriers alone are spared
+
         offset = self.arena.buffer_offset(worker, parity, count * dtype.itemsize)
         return torch.frombuffer(self.arena.memory, dtype=dtype, count=count, offset=offset)
 
@@ -118,6 +122,8 @@ class ShmComm:
         self._arrive()
         gathered = None
         if self.rank == 0:
+            import torch
+
             parts = [x] + [
                 self._buffer(w, parity, x.dtype, rows * width).view(rows, width)
                 for w, width in zip(self.members[1:], widths[1:], strict=True)

@@ -9,8 +9,8 @@ from gyges.scheduling.routing import (
     Decision,
     HostView,
     InstanceView,
-    LeastLoadFirst,
     Merge,
+    Reject,
     Send,
     Split,
     Wait,
@@ -27,9 +27,6 @@ class OnDemand:
 
     transforms = True
 
-    def __init__(self) -> None:
-        self._least_load = LeastLoadFirst()
-
     def route(self, length: int, instances: Sequence[InstanceView], host: HostView) -> Decision:
         fitting = can_hold(length, instances)
         if fitting:
@@ -39,13 +36,20 @@ class OnDemand:
         degrees = [d for d in sorted(host.max_tokens) if host.max_tokens[d] >= length]
         if not degrees:
             return too_long(length, instances, host)
+        devices = sum(view.degree for view in instances)
+        if degrees[0] > devices:
+            return Reject(
+                f"needs {length} tokens of KV cache; TP{degrees[0]} would hold {host.max_tokens[degrees[0]]}, "
+                f"and only {devices} devices are left"
+            )
+        # What is under way may be the merge that this very request asked for: a second one would be too many.
+        if any(view.transforming for view in instances):
+            return Wait()
         for degree in degrees:
             indices = _to_merge(degree, instances)
             if indices:
                 return Merge(indices, f"a request of {length} tokens fits no instance")
-        if any(view.transforming for view in instances) or len(instances) > 1:
-            return Wait()
-        return too_long(length, instances, host)
+        return Wait()
 
     def review(self, instances: Sequence[InstanceView], host: HostView) -> list[Merge | Split]:
         lowest = min(host.max_tokens)
@@ -64,13 +68,11 @@ def _load(view: InstanceView) -> float:
 
 
 def _to_merge(degree: int, instances: Sequence[InstanceView]) -> tuple[int, ...]:
-    """The least loaded instances, narrowest first, whose degrees add up to ``degree``; empty if none do."""
-    chosen: list[int] = []
-    left = degree
+    """Instances whose degrees add up to ``degree``, narrow and little loaded ones preferred; empty if none do."""
+    sums: dict[int, tuple[int, ...]] = {0: ()}
     for index in sorted(range(len(instances)), key=lambda i: (instances[i].degree, _load(instances[i]), i)):
-        if not instances[index].transforming and instances[index].degree <= left:
-            chosen.append(index)
-            left -= instances[index].degree
-        if not left:
-            return tuple(sorted(chosen))
+        for reached, chosen in list(sums.items()):
+            sums.setdefault(reached + instances[index].degree, (*chosen, index))
+        if degree in sums:
+            return tuple(sorted(sums[degree]))
     return ()

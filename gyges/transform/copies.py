@@ -83,7 +83,8 @@ def piece_starts(geometry: KVGeometry, blocks: np.ndarray, shard: int) -> np.nda
         for index in product(*(range(geometry.sizes[axis]) for axis in axes))
     ]
     # Cell by cell, so that neighbouring blocks of a cell stand next to each other.
-    return (np.array(steps, np.int64)[:, None] + base).ravel() * geometry.item_size
+    starts: np.ndarray = (np.array(steps, np.int64)[:, None] + base).ravel() * geometry.item_size
+    return starts
 
 
 def kv_copies(

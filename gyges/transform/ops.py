@@ -25,7 +25,7 @@ class Op(msgspec.Struct, array_like=True, tag=True, frozen=True):
     """Base of all operations."""
 
 
-class Join(Op):
+class Join(Op, frozen=True):
     """The workers of ``wide`` begin to step together. ``parity``: of each worker of ``wide``, how many transformations it has
     been through, modulo 2 (which of its two address ranges is the front).   ``homes``: (slot, narrow instance) for a split."""
 
@@ -40,7 +40,7 @@ class Join(Op):
         return Transformation(self.kind, self.wide, self.narrow, ShardCount(*self.shards))  # type: ignore[arg-type]
 
 
-class Transfer(Op):
+class Transfer(Op, frozen=True):
     """Blocks ``src`` (front ids) of requests of narrow instance ``narrow`` are copied to ``dst`` (back ids)."""
 
     narrow: int
@@ -48,7 +48,7 @@ class Transfer(Op):
     dst: bytes
 
 
-class Release(Op):
+class Release(Op, frozen=True):
     """Blocks of narrow instance ``narrow`` are given up: at the front, or (``back``) copies that are not needed after all."""
 
     narrow: int
@@ -56,7 +56,7 @@ class Release(Op):
     back: bool = False
 
 
-class Switch(Op):
+class Switch(Op, frozen=True):
     """The sequence in ``slot`` is attended to from the back from now on; ``ids``: its blocks there."""
 
     slot: int
@@ -64,25 +64,25 @@ class Switch(Op):
     ids: bytes
 
 
-class FFN(Op):
+class FFN(Op, frozen=True):
     """FFN units of layers ``first`` .. ``stop`` are brought to where the back wants them."""
 
     first: int
     stop: int
 
 
-class FFNRelease(Op):
+class FFNRelease(Op, frozen=True):
     """The front's units of these layers are given up."""
 
     first: int
     stop: int
 
 
-class Barrier(Op):
+class Barrier(Op, frozen=True):
     """No worker goes on before all have come."""
 
 
-class Settle(Op):
+class Settle(Op, frozen=True):
     """The transformation is over: the back becomes the front, and its instances step on their own."""
 
 

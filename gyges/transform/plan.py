@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class Plan:
 
     @property
     def rounds(self) -> int:
-        return sum(isinstance(op, Release) and not op.back for op in self.ops)
+        return sum(isinstance(a, Transfer) and isinstance(b, Barrier) for a, b in pairwise(self.ops))
 
     @property
     def bytes_moved(self) -> int:
@@ -186,7 +187,8 @@ def _kept(home: np.ndarray, src: np.ndarray, allocators: Sequence[BlockAllocator
         renamed = counts[index].sum() - np.cumsum(counts[index, own])
         fits = np.arange(1, len(own) + 1) + -(-renamed // per_group) <= allocator.max_groups
         kept[own[fits]] = True
-    return kept[where] & (owner[where] == home)
+    keep: np.ndarray = kept[where] & (owner[where] == home)
+    return keep
 
 
 class Planner:
@@ -329,8 +331,8 @@ def _moving_order(
     per_group = [host.kv_geometry(len(shape.front_members(n))).blocks_per_group for n in range(len(shape.narrow))]
     group = src // np.array(per_group)[narrow]
     owner = narrow if shape.kind == "merge" else np.zeros_like(narrow)
-    _, unit, size = np.unique(np.stack([owner, group]), axis=1, return_inverse=True, return_counts=True)
-    unit = unit.ravel()
+    which = owner * (group.max(initial=0) + 1) + group
+    _, unit, size = np.unique(which, return_inverse=True, return_counts=True)
     progress = np.zeros(len(src))
     stream = 2 * narrow + kept
     for each in np.unique(stream):
@@ -390,9 +392,11 @@ def stop_program(
 ) -> list[AnyOp]:
     """Everything at once (the overlap off). ``books`` follow along and are those of afterwards when it returns."""
     planner = Planner(host, shape, books, join)
-    stages = [planner.ffn_stage, lambda: planner.kv_stage(moves)]
-    for stage in stages if shape.kind == "merge" else reversed(stages):
-        stage()
+    if shape.kind == "merge":
+        planner.ffn_stage()
+    planner.kv_stage(moves)
+    if shape.kind == "split":
+        planner.ffn_stage()
     planner.ops += switches
     planner.emit(Settle())
     return planner.take()

@@ -33,6 +33,7 @@ class Transformation:
         flat = sorted(worker for members in self.narrow for worker in members)
         assert flat == sorted(self.wide), f"{self.narrow} is not a partition of {self.wide}"
         assert len(self.narrow) > 1, "a transformation is between one instance and several"
+        assert all(self.narrow), "an instance has workers"
 
     def wide_layout(self, worker: int) -> ParallelLayout:
         return ParallelLayout(len(self.wide), self.wide.index(worker), self.shards)
@@ -65,20 +66,20 @@ class Transformation:
 
     def kv_sources(self, narrow: int, worker: int) -> tuple[tuple[int, int], ...]:
         """(shard, worker to take it from) for every KV shard that ``worker`` needs of that instance's requests."""
-        to = self.back_members(narrow)
-        return self._sources("kv", self.front_members(narrow), worker, to.index(worker))
+        return self._sources("kv", self.front_members(narrow), worker)
 
     def ffn_sources(self, worker: int) -> tuple[tuple[int, int], ...]:
         """(shard, worker to take it from) for every FFN shard that ``worker`` holds afterwards."""
-        return self._sources("ffn", self.wide, worker, self.wide.index(worker))
+        return self._sources("ffn", self.wide, worker)
 
-    def _sources(self, part: Part, holders: tuple[int, ...], worker: int, position: int) -> tuple[tuple[int, int], ...]:
+    def _sources(self, part: Part, holders: tuple[int, ...], worker: int) -> tuple[tuple[int, int], ...]:
+        rank = self.wide.index(worker)
         pairs = []
         for shard in _shards(self.back_layout(worker), part):
             having = [h for h in holders if shard in _shards(self.front_layout(h), part)]
             own = worker in having
             # Replicated shards are taken from different holders, so that no peer is read by all.
-            pairs.append((shard, worker if own else having[position % len(having)]))
+            pairs.append((shard, worker if own else having[rank % len(having)]))
         return tuple(pairs)
 
     @cached_property

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from gyges import EngineConfig
-from gyges.engine.by_hand import ByHand, HandCommand, check_commands, degrees_of, parse_command
+from gyges.engine.by_hand import ByHand, HandCommand, check_degrees, check_devices, degrees_of, parse_command
 from gyges.engine.transformer import TransformationReport
 from gyges.errors import EngineError, UserError
 from gyges.transform.plan import PlanImpossible
@@ -60,11 +60,12 @@ def test_what_a_host_can_never_do_is_said_before_the_run():
     commands = [parse_command("1s merge 0-3"), parse_command("2s split 0-3 tp2,tp1,tp1")]
     assert degrees_of(commands) == (1, 2, 4)
     host = EngineConfig(instances=(1, 1, 1, 1), tp_degrees=(1, 2, 4))
-    check_commands(commands, host)
+    check_degrees(commands, host)
+    check_devices(commands, 4)
     with pytest.raises(UserError, match=r"needs TP2.*\(TP1, TP4\); give --tp-degrees 1,2,4"):
-        check_commands(commands, host.with_(tp_degrees=(1, 4)))
-    with pytest.raises(UserError, match=r"names device 3; there are 3, from 0 on.*--devices 4"):
-        check_commands(commands, host.with_(instances=(1, 1, 1)))
+        check_degrees(commands, host.with_(tp_degrees=(1, 4)))
+    with pytest.raises(UserError, match=r"names device 3, and the last one is 2: .*--devices 4"):
+        check_devices(commands, 3)
 
 
 class Engine:

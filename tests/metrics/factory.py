@@ -61,6 +61,10 @@ def busy_run(seed: int = 0, requests: int = 200, seconds: float = 60.0):
     splits = [(38.0, 38.6, (0, 1, 2, 3)), (50.0, 51.2, (4, 5, 6, 7))]
     events = [TransformationEvent("merge", v, s, e, 1 << 30, 0.02, "long request") for s, e, v in merges]
     events += [TransformationEvent("split", v, s, e, 1 << 29, 0.01, "low load") for s, e, v in splits]
+    for event in events:
+        wide, narrow = (4,), (1, 1, 1, 1)
+        event.before, event.after = (narrow, wide) if event.kind == "merge" else (wide, narrow)
+        event.asked_s, event.overlap, event.steps, event.tokens = event.start_s - 0.01, event.kind == "merge", 9, 70
     samples = []
     for step in range(int(seconds * 2) + 1):
         t = step / 2

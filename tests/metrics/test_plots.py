@@ -2,7 +2,9 @@ import sys
 
 import pytest
 
+from gyges.metrics.plot_devices import device_map
 from gyges.metrics.plots import token_rate, write_plots
+from gyges.metrics.records import TransformationEvent
 from gyges.metrics.slo import Slo
 
 from .factory import busy_run, lost, request, sample
@@ -21,6 +23,24 @@ def test_every_plot_is_there_as_png_and_svg(written):
         head = path.read_bytes()[:200]
         assert head.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in head
         assert path.stat().st_size > 5000
+
+
+def test_the_device_map_tells_what_broke_and_who_has_no_instance():
+    seen = [sample(0, "i0", (0, 1)), sample(2, "i1", (0,)), sample(2, "none", (1,), tp=0, running=0, total=0)]
+    events = [
+        TransformationEvent("merge", (0, 1), 0.0, 0.5),
+        TransformationEvent("split", (0, 1), 1.5, 2.0, error="worker 1 died"),
+    ]
+    figure = device_map(seen, events, end_s=4.0)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "no instance",
+        "TP1",
+        "TP2",
+        "merge",
+        "broke",
+        "transforming",
+    ]
 
 
 def test_plotting_touches_no_global_state(written):

@@ -13,11 +13,12 @@ import pytest
 from gyges.errors import UserError
 from gyges.metrics import atomic
 from gyges.metrics.manifest import git_state
-from gyges.metrics.results import ResultFolder, load_manifest
+from gyges.metrics.records import TokensHasher
+from gyges.metrics.results import ResultFolder, different_outputs, load_manifest
 from gyges.metrics.summary import summarize
 from gyges.metrics.tables import read_requests, read_timeline
 
-from .factory import busy_run, request
+from .factory import busy_run, lost, request
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -50,6 +51,76 @@ def test_parquet_gives_back_what_was_put_in(tmp_path):
         "summary.json",
         "timeline.parquet",
     ]
+
+
+def test_files_of_before_a_field_existed_are_read_with_its_default(tmp_path):
+    import pyarrow.parquet as pq
+
+    records, samples, events = busy_run(requests=5)
+    with ResultFolder.create(tmp_path / "out") as folder:
+        folder.save(records, samples, events, {})
+    newer = {
+        "requests": ["tokens_digest"],
+        "timeline": ["asked_s", "before", "after", "overlap", "stopped", "steps", "tokens", "error"],
+    }
+    for name, columns in newer.items():
+        path = tmp_path / f"out/{name}.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(columns), path)
+    assert read_requests(tmp_path / "out/requests.parquet") == records
+    old_samples, old_events = read_timeline(tmp_path / "out/timeline.parquet")
+    assert old_samples == samples
+    for old, new in zip(old_events, events, strict=True):
+        assert (old.kind, old.start_s, old.bytes_moved, old.cause) == (
+            new.kind,
+            new.start_s,
+            new.bytes_moved,
+            new.cause,
+        )
+        assert (old.asked_s, old.before, old.overlap, old.steps, old.error) == (None, (), True, 0, "")
+
+
+def digest(*tokens):
+    hasher = TokensHasher()
+    hasher.update(tokens)
+    return hasher.hexdigest()
+
+
+def saved(path, records):
+    with ResultFolder.create(path) as folder:
+        folder.save(records, [], [], {})
+    return path
+
+
+def test_the_requests_whose_tokens_two_runs_disagree_on_are_named(tmp_path):
+    pieces = TokensHasher()
+    pieces.update([1, 2])
+    pieces.update([3])
+    assert pieces.hexdigest() == digest(1, 2, 3), "how the tokens were delivered does not matter"
+    a = saved(
+        tmp_path / "a",
+        [
+            request("same", tokens_digest=digest(1, 2)),
+            request("other", tokens_digest=digest(1, 2)),
+            request("only-a", tokens_digest=digest(3)),
+            request("lost-in-b", tokens_digest=digest(4)),
+            lost("lost-in-both"),
+        ],
+    )
+    b = saved(
+        tmp_path / "b",
+        [
+            lost("lost-in-both", status="rejected"),
+            lost("lost-in-b"),
+            lost("only-b"),
+            request("other", tokens_digest=digest(2, 1)),
+            request("same", tokens_digest=digest(1, 2)),
+        ],
+    )
+    assert different_outputs(a, b) == different_outputs(b, a) == ["lost-in-b", "only-a", "only-b", "other"]
+    assert different_outputs(a, a) == []
+    old = saved(tmp_path / "old", [request("same")])
+    with pytest.raises(UserError, match=r"old was written before digests of tokens .*; run it again"):
+        different_outputs(a, old)
 
 
 def test_a_manifest_says_all_that_a_result_needs(tmp_path):

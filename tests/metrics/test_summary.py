@@ -144,10 +144,12 @@ def test_transformations_add_up():
         TransformationEvent("merge", (0, 1), 1.0, 1.5, 100, 0.02, "long"),
         TransformationEvent("merge", (2, 3), 2.0, 2.25, 50, 0.01, "long"),
         TransformationEvent("split", (0, 1), 5.0, 6.0, 10, 0.05, "idle"),
+        TransformationEvent("split", (2, 3), 5.0, 9.0, 999, 3.0, "idle", error="worker 2 died"),
     ]
     assert summarize([request()], [], events)["transformations"] == {
         "merges": 2,
         "splits": 1,
+        "failed": 1,
         "bytes_moved": 160,
         "time_total_s": 1.75,
         "pause_total_s": pytest.approx(0.08),

@@ -1,4 +1,4 @@
-from gyges.metrics.timeline import device_segments, fleet_series
+from gyges.metrics.timeline import device_kv_use, device_segments, fleet_series
 
 from .factory import sample
 
@@ -32,6 +32,24 @@ def test_segments_cover_each_device_once_from_first_sample_to_end():
         ((0,), 1, 3, 5),
         ((1,), 1, 3, 5),
     ]
+
+
+def test_devices_that_no_instance_has_are_shown_as_such_and_count_nothing():
+    seen = [
+        sample(0, "i0", (0, 1), running=2, used=60, total=200),
+        sample(1, "i1", (0,), running=1, used=10),
+        sample(1, "none", (1,), tp=0, running=0, total=0),
+        sample(2, "i1", (0,), running=1, used=10),
+        sample(2, "none", (1,), tp=0, running=0, total=0),
+    ]
+    assert [(s.devices, s.tp, s.start_s, s.end_s) for s in device_segments(seen, end_s=3)] == [
+        ((0, 1), 2, 0, 1),
+        ((0,), 1, 1, 3),
+        ((1,), 0, 1, 3),
+    ]
+    series = fleet_series(seen)
+    assert (series.running, series.kv_total_blocks) == ([2, 1, 1], [200, 100, 100])
+    assert device_kv_use(seen)[1] == {"mean": 0.15, "max": 0.3}
 
 
 def test_an_instance_that_keeps_its_name_but_changes_degree_is_two_segments():

@@ -5,8 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
+from cli.bench_run import _Rate
 from cli.live import LiveSnapshot, LiveView
 from cli.render import number, percent, render_summary, seconds
+from gyges.metrics.records import TransformationEvent
 from gyges.metrics.slo import Slo
 from gyges.metrics.summary import summarize
 
@@ -98,6 +100,41 @@ def test_off_a_terminal_the_view_is_log_lines_at_intervals():
     assert "5/10 ended" in last
     assert "1 in flight, 2 running, 0 waiting, 432 tokens/s, KV 25%, 1xTP1 1xTP2" in last
     assert "\x1b" not in first + last
+
+
+def test_a_transformation_under_way_and_devices_without_an_instance_show():
+    instances = [
+        sample(1, "i4", (2, 0), used=50),
+        sample(1, "i1", (1,)),
+        sample(1, "none", (3,), tp=0, running=0, total=0),
+    ]
+    now = LiveSnapshot(12.0, 6, 3, instances=instances, transforming={"i4": "merge", "i1": "soon"})
+    log = Console(file=io.StringIO(), width=40)
+    with LiveView(log) as view:
+        view.update(now)
+    assert log.file.getvalue().rstrip().endswith("1xTP1 1xTP2 (1 without instance), merging 0,2")
+    terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with LiveView(terminal) as view:
+        view.update(now)
+    rows = terminal.file.getvalue().splitlines()
+    assert any("i4" in row and "0,2" in row and "merging" in row for row in rows)
+    assert any("i1" in row and "ing" not in row for row in rows)
+    assert any("no instance" in row for row in rows)
+
+
+def test_the_rate_is_of_the_last_seconds():
+    rate = _Rate()
+    assert rate.update(0.0, 0) == 0.0
+    assert rate.update(1.0, 100) == 100.0
+    assert rate.update(4.0, 100) == pytest.approx(0.0), "what was long ago does not count"
+
+
+def test_transformations_have_a_line_of_their_own():
+    event = TransformationEvent("merge", (0, 1), 1.0, 1.25, 3 << 20, 0.02)
+    text = " ".join(rendered(summarize([request()], [], [event]), 80).split())
+    assert "1 merge, 0 splits; 250 ms in all, 3.0 MiB moved; longest pause 20.0 ms" in text
+    broken = TransformationEvent("split", (0, 1), 2.0, 3.0, error="worker 1 died")
+    assert "1 merge, 0 splits, 1 failed;" in " ".join(rendered(summarize([request()], [], [event, broken]), 80).split())
 
 
 @pytest.mark.parametrize("total", [10, None, 0])

@@ -1,6 +1,8 @@
 """Shards cover the model exactly once at every degree."""
 
 import itertools
+import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from gyges.core import ModelGeometry
 from gyges.errors import UserError
 from gyges.parallel.sharding import ParallelLayout, ShardCount, ffn_shard_rows
-from gyges.parallel.weight_layout import WeightLayout
+from gyges.parallel.weight_layout import FFNLayout, ResidentLayout
 
 
 def geometry(heads: int, kv_heads: int, ffn: int = 48) -> ModelGeometry:
@@ -49,42 +51,73 @@ def test_an_impossible_degree_says_why_and_what_is_possible():
         ShardCount.for_degrees(geometry(8, 4), [1, 3])
 
 
-@given(degree=st.sampled_from([1, 2, 4]), padding=st.booleans(), page=st.sampled_from([64, 512, 4096]))
-def test_weights_never_overlap_and_lie_on_mapped_pages(degree, padding, page):
-    g = geometry(8, 4)
+def pages_of(start: int, stop: int, page: int) -> set[int]:
+    return set(range(start // page, -(-stop // page)))
+
+
+@given(
+    page=st.sampled_from([64, 512, 4096]),
+    shapes=st.lists(st.sampled_from([(7, 32), (5,), (3, 3, 3), (64,)]), max_size=5),
+)
+def test_resident_weights_never_overlap_and_lie_on_their_pages(page, shapes):
+    named = [(f"w{i}", shape) for i, shape in enumerate(shapes)]
+    w = ResidentLayout.build(named, 4, page)
+    assert [(name, shape) for name, (_, shape) in w.tensors.items()] == named
+    sizes = [4 * math.prod(shape) for shape in shapes]
+    spans = [(offset, offset + size) for (offset, _), size in zip(w.tensors.values(), sizes, strict=True)]
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(sorted(spans)))
+    assert all(a % 64 == 0 for a, _ in spans), "a tensor starts on a cache line"
+    assert w.used_bytes == sum(sizes)
+    touched = set().union(*(pages_of(a, b, page) for a, b in spans))
+    assert touched <= set(range(w.pages))
+    assert w.pages * page < sum(sizes) + 64 * len(spans) + page
+
+
+@given(
+    degree=st.sampled_from([1, 2, 4]),
+    padding=st.booleans(),
+    page=st.sampled_from([64, 512, 4096]),
+    ffn=st.sampled_from([48, 44]),
+)
+def test_ffn_units_never_overlap_and_lie_on_mapped_pages(degree, padding, page, ffn):
+    g = geometry(8, 4, ffn)
     shards = ShardCount.for_degrees(g, [1, 2, 4])
-    resident = [("a", (7, 32)), ("b", (5,)), ("c", (3, 3, 3))]
     for rank in range(degree):
         layout = ParallelLayout(degree, rank, shards)
-        w = WeightLayout.build(g, resident, layout, padding=padding, page_bytes=page)
-        spans = []
-        for offset, shape in w.resident.values():
-            size = 4
-            for n in shape:
-                size *= n
-            spans.append((offset, offset + size))
-        spans += [(u.offset, u.offset + 3 * len(u.rows) * 32 * 4) for u in w.units]
-        spans.sort()
+        w = FFNLayout.build(g, layout, padding=padding, page_bytes=page)
+        held = {(layer, shard) for layer in range(3) for shard in layout.ffn_shards}
+        assert w.units.keys() == held
+        assert [row for rows in w.rows for row in rows] == list(range(ffn))
+        assert w.sizes == (3 * (ffn // 4) * 32 * 4,) * 4
+        spans = sorted((at, at + w.sizes[shard]) for (_, shard), at in w.units.items())
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
-        mapped = set(w.slots)
-        assert all(p in mapped for a, b in spans for p in range(a // page, -(-b // page)))
-        assert max(mapped) < w.range_pages
-        assert {(u.layer, u.shard) for u in w.units} == {(la, s) for la in range(3) for s in layout.ffn_shards}
-        assert w.padding_bytes >= 0
+        touched = Counter(p for a, b in spans for p in pages_of(a, b, page))
+        slots, users = w.slots(w.units)
+        assert dict(zip(slots.tolist(), users.tolist(), strict=True)) == touched
+        assert w.pages == len(touched)
+        assert max(touched) < w.range_pages
+        assert w.used_bytes == sum(b - a for a, b in spans)
+        assert w.padding_bytes == len(touched) * page - w.used_bytes >= 0
+        if not padding:
+            assert w.padding_bytes < page + 64 * len(spans), "packed: no holes but alignment"
+        some = [unit for unit in w.units if unit[0] == 1]
+        slots, users = w.slots(some)
+        expected = Counter(p for unit in some for p in pages_of(w.units[unit], w.units[unit] + w.sizes[unit[1]], page))
+        assert dict(zip(slots.tolist(), users.tolist(), strict=True)) == expected
+        assert len(w.slots([])[0]) == 0
 
 
 @pytest.mark.parametrize("page", [64, 512, 4096])
 def test_with_padding_a_shard_owns_its_pages_and_keeps_its_address(page):
     g = geometry(8, 4)
     shards = ShardCount.for_degrees(g, [1, 4])
-    resident = [("a", (7, 32))]
-    whole = WeightLayout.build(g, resident, ParallelLayout(1, 0, shards), padding=True, page_bytes=page)
-    home = {(u.layer, u.shard): u.offset for u in whole.units}
+    whole = FFNLayout.build(g, ParallelLayout(1, 0, shards), padding=True, page_bytes=page)
     seen: set[int] = set()
     for rank in range(4):
-        part = WeightLayout.build(g, resident, ParallelLayout(4, rank, shards), padding=True, page_bytes=page)
-        assert all(home[u.layer, u.shard] == u.offset for u in part.units)
-        own = set(part.slots) - set(range(part.resident_pages))
-        assert not (own & seen)
-        seen |= own
-    assert seen | set(range(whole.resident_pages)) == set(whole.slots)
+        part = FFNLayout.build(g, ParallelLayout(4, rank, shards), padding=True, page_bytes=page)
+        assert all(whole.units[unit] == at for unit, at in part.units.items())
+        slots, users = part.slots(part.units)
+        assert (users == 1).all()
+        assert not (set(slots.tolist()) & seen)
+        seen |= set(slots.tolist())
+    assert seen == set(whole.slots(whole.units)[0].tolist())

@@ -45,6 +45,17 @@ def test_the_default_trace_fits_the_tiny_preset() -> None:
     assert sum(request.prompt_tokens >= 2800 for request in load_trace("default").requests) == 5
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mixed_long_makes_instances_of_the_tiny_preset_merge(seed: int) -> None:
+    """On devices of 16 MiB: TP1 holds 3,104 tokens, TP2 8,928, TP4 more than the model's context of 16,384."""
+    lengths = [r.prompt_tokens + r.output_tokens for r in load_trace("mixed-long", TraceOptions(seed=seed)).requests]
+    longer = [length for length in lengths if length > 3104]
+    assert len(longer) == 4
+    assert sum(8928 < length < 16384 for length in longer) == 1
+    assert len(lengths) > 50
+    assert max(length for length in lengths if length <= 3104) < 2000, "short ones fit with room to spare"
+
+
 def test_the_paper_mix_has_the_papers_rates() -> None:
     requests = load_trace("synthetic:paper-mix?duration=36000").requests
     short = sum(request.prompt_tokens == 1000 for request in requests)

@@ -112,6 +112,21 @@ def _default(p: Mapping[str, float]) -> list[Stream]:
     return [short, long]
 
 
+def _mixed_long(p: Mapping[str, float]) -> list[Stream]:
+    # For `tiny` on devices of 16 MiB: TP1 holds 3,104 tokens, TP2 8,928, TP4 more than the model takes. Short requests fit
+    # TP1, `long` ones TP2, `longest` ones TP4 only. They come one after the other, so that merges and splits do too.
+    short = _stream(
+        "poisson", "lognormal:600:0.5:192:1600", "lognormal:64:0.6:16:192", p["duration"], rate=p["short_rate"]
+    )
+    long = _stream(
+        "constant", "uniform:4000:5000", "48", p["duration"], rate=p["long_rate"], start=0.3 / p["long_rate"]
+    )
+    longest = _stream(
+        "constant", "uniform:9000:9600", "32", p["duration"], rate=p["longest_rate"], start=0.5 / p["longest_rate"]
+    )
+    return [short, long, longest]
+
+
 def _paper_mix(p: Mapping[str, float]) -> list[Stream]:
     output = f"{int(p['output'])}"
     return [
@@ -149,6 +164,14 @@ MIXES.add(
         "the bundled default: many short, a few long requests, scaled to the tiny preset",
         {"duration": 40.0, "short_rate": 2.0, "long_rate": 0.125},
         _default,
+    ),
+)
+MIXES.add(
+    "mixed-long",
+    NamedMix(
+        "short requests and a few that make instances merge: tiny, --device-memory 16MiB, --scheduler on-demand",
+        {"duration": 45.0, "short_rate": 1.5, "long_rate": 1 / 15, "longest_rate": 1 / 45},
+        _mixed_long,
     ),
 )
 MIXES.add(

@@ -1,0 +1,84 @@
+"""Plans on real pages: the same promises, kept by mmap and memcpy."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from transform.content import DeviceRig, World, make_host
+
+from gyges.kv_cache.layouts import LAYOUTS
+from gyges.parallel.sharding import ParallelLayout
+from gyges.transform.ops import FFN, Transfer, pack_ids
+from gyges.transform.plan import join_of
+from gyges.transform.shape import split
+
+CASES = [
+    # devices, degrees, query heads, KV heads, at first, later, whether the workers run freely
+    (2, (1, 2), 4, 4, (1, 1), [(2,), (1, 1)], False),
+    (4, (1, 2, 4), 4, 4, (2, 1, 1), [(4,), (2, 2)], True),
+    (4, (1, 4), 4, 2, (1, 1, 1, 1), [(4,), (1, 1, 1, 1)], True),
+]
+
+
+@pytest.fixture
+def world():
+    made = []
+
+    def make(*args, **options) -> World:
+        made.append(World(*args, rig=DeviceRig, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.rig.close()
+
+
+@pytest.mark.parametrize("padding", [True, False], ids=["padded", "packed"])
+@pytest.mark.parametrize("layout", LAYOUTS.names())
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}->{case[5]}")
+def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, padding, case):
+    devices, degrees, heads, kv_heads, start, later, threads = case
+    # 4 KiB pages: a cell of one page, of several, or with room for several blocks, as the layout has it.
+    host = make_host(
+        layout, padding, devices=devices, degrees=degrees, heads=heads, kv_heads=kv_heads, page_bytes=4096,
+        block_size=12, head_dim=12, hidden=40, rows_per_shard=9, spare_pages=30,
+    )  # fmt: skip
+    w = world(host, start, random.Random(3), threads=threads)
+    for group in w.groups:
+        w.fill(group, 1.0)
+    w.check()
+    for degrees in later:
+        plan = w.merge(w.groups) if len(degrees) == 1 else w.split(w.groups[0], degrees, "scattered")
+        assert plan.bytes_moved > 0
+        w.check()
+        for group in w.groups:
+            w.fill(group, 0.7)
+    w.empty()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.names())
+def test_a_device_starts_anew_from_the_middle_of_a_transformation(world, layout):
+    host = make_host(
+        layout, False, devices=2, degrees=(1, 2), heads=4, kv_heads=4, page_bytes=4096, block_size=4, spare_pages=20
+    )
+    w = world(host, (1, 1), random.Random(5), threads=False)
+    for group in w.groups:
+        w.fill(group, 0.5)
+    w.merge(w.groups)
+    (group,) = w.groups
+    shape = split(group.members, (1, 1), host.shards)
+    ids = np.array(list(group.blocks.values())[:1])
+    join = join_of(shape, w.rig.books)
+    for op in (join, Transfer(0, pack_ids(ids), pack_ids([0])), FFN(0, 1)):
+        for device in w.rig.devices.values():
+            device.apply(op, wait=lambda: None)
+    for worker, device in w.rig.devices.items():
+        layout = ParallelLayout(1, 0, host.shards)
+        device.reset(layout, 0)
+        units = host.ffn_layout(layout)
+        expected = {"resident": host.resident_layout.pages, "ffn0": units.pages}
+        for name in device.ranges:
+            assert len(w.rig.mapped(worker, name)) == expected.get(name, 0)
+        w.rig.check(worker)
