@@ -348,11 +348,11 @@ class Controller:
         with self._lock:
             self._stopping = True
             commands, self._commands = self._commands, deque()
+        for command in commands:
+            command()  # what came too late is taken, to be ended like the rest
         for transformer in self._transformers:
             if not transformer.future.done():
                 transformer.future.set_exception(EngineError(error))
-        for command in commands:
-            command()  # submissions that came too late are admitted, to be ended like the rest
         now = time.monotonic()
         for live in list(self._live.values()):
             instance = next((i.name for i in self.instances if live.sequence in i.live), None)
@@ -366,7 +366,7 @@ class Controller:
         pending, self._pending = self._pending, []
         for live in pending:
             self._place(live)
-        if not self.instances or self._pending:
+        if not self.instances:
             return
         for wish in self.policy.review([i.view() for i in self.instances], self.host_view):
             try:
@@ -459,6 +459,10 @@ class Controller:
             source.held = False
         self._transformers.remove(transformer)
         transformer.future.set_exception(error)
+        # A request may wait for it. The policy's own wish is not asked again before something else has changed.
+        pending, self._pending = self._pending, []
+        for live in pending:
+            self._place(live)
 
     def _finished(self, transformer: Transformer) -> None:
         now, homeless = transformer.finish()
@@ -494,12 +498,15 @@ class Controller:
         for worker in dead:
             self._bury(worker)
         survivors -= dead
-        alive = survivors | {w for i in self.instances for w in i.members} | {w for r in self._recoveries for w in r.workers}
+        alive = (
+            survivors
+            | {w for i in self.instances for w in i.members}
+            | {w for r in self._recoveries for w in r.workers}
+        )
         self.host_view = self._view_of(len(alive))
         for live in orphans:
             live.sequence.start_over()
-        names = sorted(dead) or f"one of {sorted(suspects)}"
-        self.incidents.append(Incident(time.monotonic(), tuple(sorted(touched)), f"{names}: {error}", len(orphans)))
+        self.incidents.append(Incident(time.monotonic(), tuple(sorted(touched)), str(error), len(orphans)))
         if survivors:
             self._recoveries.append(Recovery(self._workers, self.around, survivors, len(self.incidents), error))
         elif not self.instances and not self._recoveries:

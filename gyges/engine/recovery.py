@@ -24,7 +24,7 @@ _PARK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """``at_s``: monotonic seconds.   workers: those whose instances broke.   requeued: requests that start over."""
+    """``at_s``: monotonic seconds.   workers: those that died, or one of whom did.   requeued: requests that start over."""
 
     at_s: float
     workers: tuple[int, ...]

@@ -153,7 +153,8 @@ class Transformer:
         self.wide.joint, self.wide.batcher.allocator = self.joint, blocks
         self.wide.held = True
         self._first_step, self._first_tokens = self.wide.step, self.wide.output_tokens
-        self.watched = [live for live in self.wide.live.values() if live.token_times]
+        decoding = {s for s in running if s.missing == 1}
+        self.watched = [live for s, live in self.wide.live.items() if s in decoding and live.token_times]
         self.report.start_s = time.monotonic()
         self.joint.begin()
         new = [self.wide.new_sequence(s, first=s.computed) for s in running] if shape.kind == "merge" else []

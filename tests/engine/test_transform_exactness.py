@@ -150,7 +150,10 @@ def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout):
         overlap = True
         for round_ in range(4):
             running.wait_for_tokens(100 * round_ + 30)
-            for ask in (lambda o: engine.merge((0, 1, 2, 3), overlap=o), lambda o: engine.split((0, 1, 2, 3), (1,) * 4, overlap=o)):
+            for ask in (
+                lambda o: engine.merge((0, 1, 2, 3), overlap=o),
+                lambda o: engine.split((0, 1, 2, 3), (1,) * 4, overlap=o),
+            ):
                 try:
                     report = result(ask(overlap))
                 except (PlanImpossible, UserError):
@@ -177,7 +180,7 @@ def test_a_request_that_fits_no_tp1_instance_runs_after_a_merge(models):
         running.wait_for_tokens(8)
         running.submit(*requests(long, [12], name="long"))
         tokens = running.finish()
-        assert [r.kind for r in engine.reports][0] == "merge"
+        assert engine.reports[0].kind == "merge"
     assert tokens["long0"] == reference_generate(folder, long, [12])[0]
     assert [tokens[f"r{i}"] for i in range(4)] == reference_generate(folder, PROMPTS[:4], [60, 40, 50, 45])
 

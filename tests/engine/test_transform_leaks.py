@@ -33,7 +33,13 @@ def footprint(engine: Engine) -> list[dict[str, int]]:
 @pytest.mark.parametrize(("layout", "padding"), [("shard-pages", True), ("token-first", False)])
 def test_cycles_under_load_leak_nothing(layout, padding):
     config = EngineConfig(
-        model="tiny", instances=(1, 1), tp_degrees=(1, 2), device_memory=16 << 20, threads=1, layout=layout, padding=padding
+        model="tiny",
+        instances=(1, 1),
+        tp_degrees=(1, 2),
+        device_memory=16 << 20,
+        threads=1,
+        layout=layout,
+        padding=padding,
     )
     prompts = [[(7 * i + 3 * j) % 2000 + 3 for j in range(20 + 9 * i)] for i in range(6)]
     with Engine(config) as engine:
