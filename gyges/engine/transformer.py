@@ -168,9 +168,7 @@ class Transformer:
             return {s: index for index, source in enumerate(self.sources) for s in source.batcher.running}
         host = self.around.host
         degrees = [len(members) for members in self.shape.narrow]
-        # A group begun and not filled is lost to others.
-        spare = [host.kv_geometry(d).blocks_per_group - 1 for d in degrees]
-        rooms = [host.allocator(d, self.around.host_ids).total - s for d, s in zip(degrees, spare, strict=True)]
+        rooms = [host.allocator(d, self.around.host_ids).total for d in degrees]
         homes = choose_homes(running, rooms, host.block_size)
         if homes is None:
             raise PlanImpossible("a running request is too long for the instances of the split, or all are together")
