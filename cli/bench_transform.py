@@ -80,7 +80,7 @@ def micro_table(model: Mapping[str, Any]) -> Table:
     fill = max(cell["fill"] for cell in model["cells"])
     rows = table(f"{describe(model)}\nKV {fill:.0%} full, one stop, ms")
     rows.add_column("layout", no_wrap=True)
-    heads = ("merge", "its KV", "its FFN", "KV, of\nmemcpy", "KV\ncopies", "extra\nmemory", "split")
+    heads = ("merge", "its KV", "its FFN", "KV, of\nmemcpy", "KV\ncopies", "extra\nmemory", "all at\nonce", "split")
     for head in heads:
         rows.add_column(head, justify="right", no_wrap=True)
     for layout in dict.fromkeys(cell["layout"] for cell in model["cells"]):
@@ -95,12 +95,14 @@ def micro_table(model: Mapping[str, Any]) -> Table:
                 f"{merge['of_memcpy']['median']:.0%}",
                 _count(merge["kv_descriptors"]),
                 percent(merge["extra_share"]),
+                f"{merge['at_once_share']:.0%}",
                 _ms(split["total_s"]),
             )
     copy = model["memcpy"]
     rows.caption = (
         f"memcpy: {span(copy['all_bytes_per_s'], 1e9)} GB/s by {copy['processes']} processes, "
-        f"{span(copy['one_bytes_per_s'], 1e9)} by one\nextra memory: of the KV cache in use; FFN padded to pages, or packed"
+        f"{span(copy['one_bytes_per_s'], 1e9)} by one\nextra memory: of the KV cache in use; all at once: if nothing moved in rounds\n"
+        "FFN shards are padded to pages, or packed"
     )
     rows.caption_justify = "left"
     return rows

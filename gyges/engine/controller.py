@@ -507,6 +507,8 @@ class Controller:
         for live in orphans:
             live.sequence.start_over()
         self.incidents.append(Incident(time.monotonic(), tuple(sorted(touched)), str(error), len(orphans)))
+        if not self.host_view.max_tokens and not self.instances and not self._recoveries:
+            raise error  # the workers that are left can form no instance
         if survivors:
             self._recoveries.append(Recovery(self._workers, self.around, survivors, len(self.incidents), error))
         elif not self.instances and not self._recoveries:

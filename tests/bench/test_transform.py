@@ -148,7 +148,8 @@ def test_a_document_of_one_part_has_no_figures_of_the_others(tmp_path: Path):
     empty = {"micro": None, "pause": None, "padding": None}
     assert goals(empty) == []
     assert to_csv(empty).count("\n") == 1
-    assert write_plots(tmp_path, empty) == []
+    assert write_plots(tmp_path / "plots", empty) == []
+    assert not (tmp_path / "plots").exists()
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_starts():

@@ -9,7 +9,8 @@ as many processes at the same time: four workers on two cores have no more bandw
     weights_s    the same for the stage of the FFN weights
     parts        where the time went: the mean over workers, so that the parts of a cell add up to its time
     plan_s       composing the program, which the controller does while everybody waits
-    extra        pages beyond the larger of before and after, on the worker that needed most
+    extra        memory beyond the larger of before and after, on the worker that needed most; share: of its KV cache in use
+    at_once      the same if all KV blocks were copied before any is given up, instead of in rounds
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def _figures(program: Program, results: Sequence[Document]) -> Document:
     ):  # fmt: skip
         found[name] = sum(r[name] for r in results)
     found["extra_pages"] = max(r["peak_pages"] - max(r["start_pages"], r["end_pages"]) for r in results)
+    found["at_once_pages"] = max(0, *(r["at_once_pages"] - max(r["start_pages"], r["end_pages"]) for r in results))
     found["plan_s"] = program.plan_s
     return found
 
@@ -214,6 +216,7 @@ def _cell_result(cell: Cell, kind: str, visits: Sequence[Document], page_bytes: 
         "of_memcpy": spread([moved / run["kv_stage_s"] / rate for run, rate in zip(runs, rates, strict=True)]),
         "extra_bytes": last["extra_pages"] * page_bytes,
         "extra_share": last["extra_pages"] / program.kv_pages,
+        "at_once_share": last["at_once_pages"] / program.kv_pages,
     }
 
 

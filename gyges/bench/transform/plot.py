@@ -39,7 +39,7 @@ _MARKERS = {"token-first": "s", "page-friendly": "D", "header-centric": "^", "sh
 
 
 def write_plots(folder: Path, document: Mapping[str, Any]) -> list[Path]:
-    """Every plot that there is data for, written atomically; returns the files."""
+    """Every plot that there is data for, written atomically; returns the files. Without any, makes no folder."""
     figures: dict[str, Figure] = {}
     models = (document[MICRO] or {"models": []})["models"]
     for model in models:
@@ -50,6 +50,8 @@ def write_plots(folder: Path, document: Mapping[str, Any]) -> list[Path]:
     for result in (document[PAUSE] or {"models": []})["models"]:
         if result["cells"]:
             figures[f"pause-{result['model']}"] = pauses(result)
+    if not figures:
+        return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

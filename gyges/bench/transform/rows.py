@@ -13,7 +13,8 @@ from gyges.bench.transform.run import MICRO, PADDING, PAUSE
 _FACTS = (
     "part", "model", "degree", "layers", "page_bytes", "layout", "padding", "overlap", "fill", "kind", "max_degree", "rows",
     "kv_bytes", "kv_moved_bytes", "kv_compacted_bytes", "kv_descriptors", "moved_pairs", "weights_moved_bytes",
-    "weights_local_bytes", "weights_descriptors", "pages", "rounds", "plan_s", "extra_bytes", "extra_share", "stopped",
+    "weights_local_bytes", "weights_descriptors", "pages", "rounds", "plan_s", "extra_bytes", "extra_share", "at_once_share",
+    "stopped",
     "ffn_bytes", "weight_bytes", "padding_bytes", "share_of_ffn", "share_of_weights", "by_matrix_bytes",
     "by_matrix_share_of_ffn", "by_matrix_share_of_weights",
 )  # fmt: skip

@@ -24,7 +24,7 @@ from gyges.transform.host import HostShape
 CUDA_PAGE = 2 * MIB  # CUDA VMM's granule
 # Of one device, where the user sets no budget: FFN weights of the layers kept (at least one), and KV cache.
 _FFN_BYTES = 600 * MIB
-_KV_BYTES, _PRESET_KV_BYTES = 160 * MIB, 32 * MIB
+_KV_BYTES, _PRESET_KV_BYTES = 128 * MIB, 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Sizing:
 
 def sizing(name: str, degree: int, *, page_bytes: int = 0, device_memory: int = 0) -> Sizing:
     """How shape ``name`` is cut, and on what devices it runs. Bytes; 0 chooses: 2 MiB pages (presets: as the engine does), and a
-    budget that leaves the KV cache at least 160 MiB (presets: 32). Raises UserError where nothing fits."""
+    budget that leaves the KV cache at least 128 MiB (presets: 32). Raises UserError where nothing fits."""
     shape = SHAPES.get(name)
     whole = shape.geometry
     shards = ShardCount.for_degrees(whole, (1, degree))

@@ -106,26 +106,34 @@ class BenchWorker:
         return {}
 
     def run(self, task: Run) -> dict[str, Any]:
+        """``at_once_pages``: what would be mapped if all KV blocks were copied before any is given up, not in rounds."""
         device = self.device
         assert device is not None, "Prepare comes first"
         comm: Comm = SoloComm()
         stages = {"weights_stage_s": 0.0, "kv_stage_s": 0.0}
         stage = ""
+        pages_before_kv = kv_pages = 0
         self._comm(tuple(range(self.workers))).barrier()
         began = time.perf_counter()
         for op in task.ops:
+            mapped = device.spent.mapped_pages
+            if isinstance(op, Transfer) and not pages_before_kv:
+                pages_before_kv = device.book.mapped_pages
             before = time.perf_counter()
             device.apply(op, comm.barrier)
             if isinstance(op, Join):
                 comm = self._joined(op, device)
             elif isinstance(op, Settle):
                 comm = SoloComm()
+            if isinstance(op, Transfer):
+                kv_pages += device.spent.mapped_pages - mapped
             stage = stage if isinstance(op, Barrier) else _STAGES.get(type(op), "")
             if stage:
                 stages[f"{stage}_stage_s"] += time.perf_counter() - before
         total_s = time.perf_counter() - began
         device.pool.check()
-        return {"total_s": total_s, **stages, **device.spent.to_dict()}
+        at_once = {"at_once_pages": pages_before_kv + kv_pages}
+        return {"total_s": total_s, **stages, **at_once, **device.spent.to_dict()}
 
     def _joined(self, op: Join, device: Device) -> Comm:
         """The wide instance's communicator, made as the engine makes it."""
