@@ -99,9 +99,10 @@ def micro_table(model: Mapping[str, Any]) -> Table:
                 _ms(split["total_s"]),
             )
     copy = model["memcpy"]
+    everyone, one = (span(copy[name], 1e9) for name in ("all_bytes_per_s", "one_bytes_per_s"))
     rows.caption = (
-        f"memcpy: {span(copy['all_bytes_per_s'], 1e9)} GB/s by {copy['processes']} processes, "
-        f"{span(copy['one_bytes_per_s'], 1e9)} by one\nextra memory: of the KV cache in use; all at once: if nothing moved in rounds\n"
+        f"memcpy: {everyone} GB/s by {copy['processes']} processes, {one} by one\n"
+        "extra memory: of the KV cache in use; all at once: if nothing moved in rounds\n"
         "FFN shards are padded to pages, or packed"
     )
     rows.caption_justify = "left"
@@ -212,6 +213,10 @@ def goals_table(document: Mapping[str, Any]) -> Table:
 def remarks(document: Mapping[str, Any]) -> list[str]:
     """What stands beside the tables, one line each."""
     lines = []
+    if any(m["layers"] < m["layers_uncut"] for m in (document[MICRO] or {"models": []})["models"]):
+        lines.append(
+            "models are cut to few layers, of which the extra memory of packed FFN shards (a layer) is a large part"
+        )
     for result in (document[PAUSE] or {"models": []})["models"]:
         same = result["same_tokens"]
         if same["tokens"] is not None:

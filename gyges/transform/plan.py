@@ -201,7 +201,12 @@ class Planner:
         # What a stop may take beyond the pages it began with; more at once would be hardly faster.
         self.extra_pages = max(host.reserve_pages, host.device_pages // 32)
         self.headroom = 0  # pages that must stay free
-        self.start_pages = {w: books[w].mapped_pages for w in shape.wide}
+        # What a split's FFN weights will take at the end, its KV cache may take before.
+        self.start_pages = {
+            w: books[w].mapped_pages
+            + max(0, host.weight_pages(shape.back_layout(w).degree) - host.weight_pages(shape.front_layout(w).degree))
+            for w in shape.wide
+        }
         self.emit(join)
 
     def emit(self, op: AnyOp) -> None:

@@ -67,3 +67,5 @@ def test_a_budget_is_kept_and_one_that_cannot_do_is_refused():
     assert (size.device_pages, size.page_bytes) == (384, CUDA_PAGE)
     with pytest.raises(UserError, match=r"one layer of qwen3-32b .* raise --device-memory"):
         sizing("qwen3-32b", 4, device_memory=512 * MIB)
+    with pytest.raises(UserError, match="give a larger --page-size"):
+        sizing("tiny", 4, device_memory=2048 * MIB)

@@ -17,11 +17,12 @@ from gyges.errors import UserError
 from gyges.kv_cache.layouts import LAYOUTS, choose_page_bytes
 from gyges.models.config import DecoderConfig
 from gyges.models.presets import PRESETS
-from gyges.parallel.sharding import ParallelLayout, ShardCount
+from gyges.parallel.sharding import ShardCount
 from gyges.registry import Registry
 from gyges.transform.host import HostShape
 
 CUDA_PAGE = 2 * MIB  # CUDA VMM's granule
+_MAX_PAGES = 60_000  # a process may have 65,530 mappings by default, and each page may need one of its own
 # Of one device, where the user sets no budget: FFN weights of the layers kept (at least one), and KV cache.
 _FFN_BYTES = 600 * MIB
 _KV_BYTES, _PRESET_KV_BYTES = 128 * MIB, 32 * MIB
@@ -126,9 +127,9 @@ def sizing(name: str, degree: int, *, page_bytes: int = 0, device_memory: int = 
     else:
         kv = (_PRESET_KV_BYTES if shape.is_preset else _KV_BYTES) // page
         pages = max(host.weight_pages(1) + host.reserve_pages for host in hosts) + kv
+    if pages > _MAX_PAGES:
+        raise UserError(
+            f"a device of {format_bytes(pages * page)} has {pages} pages of {format_bytes(page)} for {name}; pages that move one "
+            f"by one are limited to {_MAX_PAGES}: give a larger --page-size or a smaller --device-memory"
+        )
     return Sizing(cut, page, pages)
-
-
-def whole_ffn(host: HostShape) -> ParallelLayout:
-    """What a TP1 worker holds."""
-    return ParallelLayout(1, 0, host.shards)
