@@ -96,7 +96,7 @@ def test_peers_find_and_see_the_same_page_through_the_exported_descriptors(make_
     try:
         absent, page = peer.pages(where)
         assert absent == -1
-        assert ctypes.string_at(peer.address + page * PAGE, PAGE) == bytes([42]) * PAGE
+        assert ctypes.string_at(peer.address + int(page) * PAGE, PAGE) == bytes([42]) * PAGE
         pool.unmap(where, [1])
         assert peer.pages(where)[1] == -1, "the table is shared, not copied"
     finally:
