@@ -130,7 +130,7 @@ def test_every_value_arrives_and_no_page_is_lost(layout, padding, step, sizes, f
 def test_with_every_block_in_use_pages_are_exchanged_in_rounds(layout, padding):
     rounds = []
     for step in STEPS[padding::2]:
-        world = world_of(step, layout, padding, page_bytes=256, block_size=2, spare_pages=40)
+        world = world_of(step, layout, padding, page_bytes=256, block_size=2, spare_pages=80)
         for group in world.groups:
             world.fill(group, 1.0)
         before = {w: world.rig.mapped_pages(w) for w in world.parity}
