@@ -2,7 +2,8 @@
 
     GYGES_FAULT="worker=2 at=Transfer count=3 do=kill"      the third Transfer of worker 2 kills it
 
-at: "step", or the name of an operation (gyges.transform.ops).   do: kill (SIGKILL), raise, hang.   Unset, it costs a comparison.
+at: "step", or the name of an operation (gyges.transform.ops).   do: kill (SIGKILL), raise, hang; or slow, from the count-th time
+on, which lets the others run ahead as far as nothing holds them.   Unset, it costs a comparison.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def fault_point(name: str) -> None:
     if _WANTED.get("at") != name:
         return
     _seen += 1
+    if _WANTED.get("do") == "slow" and _seen >= int(_WANTED.get("count", "1")):
+        time.sleep(0.02)
+        return
     if _seen != int(_WANTED.get("count", "1")):
         return
     action = _WANTED.get("do", "kill")

@@ -182,7 +182,7 @@ class Instance:
         if self.joint is None:
             return []
         slots = {sequence: live.slot for sequence, live in self.live.items()}
-        growing = sum(self.batcher.blocks_for(s.known) - len(s.blocks) for s in self.batcher.running)
+        growing = [s for s in self.batcher.running if self.batcher.blocks_for(s.known) > len(s.blocks)]
         self.joint.advance(slots, growing)
         return self.joint.planner.take()
 

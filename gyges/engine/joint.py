@@ -7,6 +7,7 @@ addresses are the same at every degree, front and back ids are mostly equal, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -190,8 +191,6 @@ class Joint:
         local = len(shape.back_layout(shape.wide[0]).kv_shards)
         per_block = host.block_size * host.model.kv_bytes_per_token * local / host.shards.kv / host.page_bytes
         self.blocks_per_step = max(1, int(pages / per_block))
-        sides = [host.kv_geometry(len(members)) for members in (shape.wide, *shape.narrow)]
-        self._pages_per_block = max(g.pages_per_group for g in sides)
 
     @property
     def unswitched(self) -> list[Seq]:
@@ -221,20 +220,19 @@ class Joint:
             self.planner.ffn_stage()
             self._ffn_done = self.host.model.num_layers
 
-    def advance(self, slots: dict[Seq, int], growing: int) -> None:
+    def advance(self, slots: dict[Seq, int], growing: Sequence[Seq]) -> None:
         """Gives up what the last step's copies have made superfluous, then moves up to a step's worth.
 
-        ``growing``: blocks that running sequences need for this step; room is left for them. Where nothing can move while
-        others run, :attr:`stuck` says why.
+        ``growing``: sequences that need another block in this step. Where nothing can move while others run, :attr:`stuck` says
+        why.
         """
         self.slots = slots
         if not self._joined:
             self._joined = True  # the first common step has enough to do with the Join
             return
         self._give_up()
-        self.planner.headroom = self.host.reserve_pages + growing * self._pages_per_block
         try:
-            self._some()
+            self._some(growing)
         except PlanImpossible as error:
             self.stuck = str(error)
 
@@ -247,12 +245,12 @@ class Joint:
             self.planner.emit(FFNRelease(*self._ffn_read))
             self._ffn_read = None
 
-    def _some(self) -> None:
+    def _some(self, growing: Sequence[Seq]) -> None:
         merging = self.shape.kind == "merge"
         if merging and self._ffn_done < self.host.model.num_layers:
             self._some_ffn()
         elif self.unswitched:
-            self._some_kv()
+            self._some_kv(growing)
         elif not merging and not self._ffn_at_settle and self._ffn_done < self.host.model.num_layers:
             self._some_ffn()
 
@@ -268,12 +266,42 @@ class Joint:
         self._ffn_done += count
         self._ffn_read = (first, first + count)
 
-    def _some_kv(self) -> None:
+    def _some_kv(self, growing: Sequence[Seq]) -> None:
         # A merge gives every worker a part of every block; a split gives each narrow instance blocks of its own.
         shares = 1 if self.shape.kind == "merge" else len(self.shape.narrow)
         budgets = [self.blocks_per_step] * shares
-        if not self._spend(budgets, sparing=True) and not self._gone and not self._spend(budgets, sparing=False):
-            raise PlanImpossible("no room to move KV blocks while requests run")
+        # Copies ahead take no page that a sequence may need: it would have to be computed anew.
+        reserve = self.host.reserve_pages
+        self.planner.headroom = {w: reserve + pages for w, pages in self._growth(self.blocks.spots).items()}
+        if self._spend(budgets, sparing=True) or self._spend(budgets, sparing=False):
+            return
+        self.planner.headroom = self._growth(growing)
+        self._swap()
+
+    def _growth(self, sequences: Iterable[Seq]) -> dict[int, int]:
+        """Pages that each worker maps, at most, when each of these sequences takes one more block."""
+        spots = self.blocks.spots
+        lying = Counter((spots[s].narrow, spots[s].switched) for s in sequences if s in spots)
+        pages = dict.fromkeys(self.shape.wide, 0)
+        for (narrow, switched), count in lying.items():
+            members = self.shape.back_members(narrow) if switched else self.shape.front_members(narrow)
+            unit = self.host.kv_geometry(len(members))
+            for worker in members:
+                pages[worker] += -(-count // unit.blocks_per_group) * unit.pages_per_group
+        return pages
+
+    def _swap(self) -> None:
+        """There is no room for the copy of a sequence beside it: one sequence of every narrow instance changes over at once, in
+        rounds, before the step computes. Raises PlanImpossible (and moves nothing) where not even that is possible."""
+        chosen: dict[int, Seq] = {}
+        for sequence in sorted(self.unswitched, key=self._urgency):
+            chosen.setdefault(self.blocks.spots[sequence].narrow, sequence)
+        saved = self.planner.save()
+        try:
+            self._exchange(list(chosen.values()))
+        except PlanImpossible:
+            self.planner.restore(saved)
+            raise
 
     def _spend(self, budgets: list[int], *, sparing: bool) -> bool:
         """Copies blocks, and switches what is whole, as far as the budgets go; whether anything moved."""
@@ -329,7 +357,7 @@ class Joint:
         of blocks can be moved. Raises PlanImpossible if it is of no use.
         """
         self._give_up()
-        self.planner.headroom = 0
+        self.planner.headroom = {}
         while True:
             saved, done = self.planner.save(), self._ffn_done
             try:
@@ -347,8 +375,13 @@ class Joint:
         merging = self.shape.kind == "merge"
         if merging:
             self._rest_of_ffn()
-        rest = self.unswitched
-        spots = [self.blocks.spots[sequence] for sequence in rest]
+        self._exchange(self.unswitched)
+        if not merging:
+            self._rest_of_ffn()
+
+    def _exchange(self, sequences: Sequence[Seq]) -> None:
+        """All blocks of these sequences, in rounds whose sources are given up at once, and their switches."""
+        spots = [self.blocks.spots[sequence] for sequence in sequences]
         moves: list[Moves] = []
         for narrow in range(len(self.shape.narrow)):
             own = [spot for spot in spots if spot.narrow == narrow]
@@ -361,13 +394,11 @@ class Joint:
                 moves.append(Moves(narrow, np.asarray(src, np.int64), np.asarray(dst, np.int64)))
         if moves:
             self.planner.kv_stage(moves)
-        for sequence, spot in zip(rest, spots, strict=True):
+        for sequence, spot in zip(sequences, spots, strict=True):
             front = spot.front
             self._switch(sequence, spot)
             self._gone.pop()
             self.blocks.forget_front(spot, front)
-        if not merging:
-            self._rest_of_ffn()
 
     def _rest_of_ffn(self) -> None:
         if self._ffn_done < self.host.model.num_layers:

@@ -35,7 +35,7 @@ from gyges.sampling import sample
 from gyges.transform.books import KVSide
 from gyges.transform.device import Device
 from gyges.transform.interpreter import Effect
-from gyges.transform.ops import FFN, AnyOp, FFNRelease, Join, Settle, Switch, unpack_ids
+from gyges.transform.ops import FFN, AnyOp, FFNRelease, Join, Settle, Switch, Transfer, unpack_ids
 from gyges.transform.shape import Transformation
 
 
@@ -142,6 +142,8 @@ class ModelRunner:
         self._forget(message.dropped)
         self._learn(message.sampled)
         self._operate(message.ops, message.joined)
+        if message.preempted and any(isinstance(op, Transfer) for op in message.ops):
+            self.comm.barrier()  # a peer may still be reading blocks that are given up in this very step
         for slot in message.preempted:
             self._drop(slot)
         self._operate(message.late)

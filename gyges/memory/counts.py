@@ -7,6 +7,7 @@ lines, so a plan's page counts are the worker's.
 from __future__ import annotations
 
 import numpy as np
+import numpy.ma  # np.unique imports it at its first call, 20 ms that would fall into a transformation
 
 
 class PageCounts:

@@ -200,7 +200,7 @@ class Planner:
         self.interpreters = {w: Interpreter(books[w], copies=False) for w in shape.wide}
         # What a stop may take beyond the pages it began with; more at once would be hardly faster.
         self.extra_pages = max(host.reserve_pages, host.device_pages // 32)
-        self.headroom = 0  # pages that must stay free
+        self.headroom: dict[int, int] = {}  # by worker, pages that must stay free
         # What a split's FFN weights will take at the end, its KV cache may take before.
         self.start_pages = {
             w: books[w].mapped_pages
@@ -269,7 +269,7 @@ class Planner:
         for interpreter in self.interpreters.values():
             wanted = [m.dst for m in moves if interpreter.side(m.narrow, back=True) is not None]
             side = interpreter.book.kv_back
-            room = interpreter.book.free_pages - self.headroom
+            room = interpreter.book.free_pages - self.headroom.get(interpreter.book.worker, 0)
             if sparing:
                 room = min(room, self.room(interpreter.book.worker))
             if wanted and side is not None and side.would_map(np.concatenate(wanted)) > room:

@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gyges import Engine, EngineConfig
+from gyges.engine.instance import Instance
 from gyges.errors import UserError
 from gyges.kv_cache.layouts import LAYOUTS
+from gyges.scheduling.batching import Batcher
 from gyges.transform.plan import PlanImpossible
 
 pytestmark = pytest.mark.engine
@@ -135,17 +137,38 @@ def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layo
     assert len(wanted) == len(expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.names())
-def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout):
-    """So little room that requests preempt each other all the time; transformations exchange pages in rounds."""
-    folder, expected = models("llama")
-    probe = Engine(config(folder, (1, 2, 4), layout=layout))
-    shape = probe.placer.shape
-    # Twice the longest request fits a TP1 instance, no more.
+@pytest.fixture
+def preemptions(monkeypatch) -> list[bool]:
+    """One entry per preemption: whether it was in the middle of a transformation."""
+    seen: list[bool] = []
+    launch = Instance.launch
+
+    def watched(instance, now):
+        joint, before = instance.joint is not None, instance.preemptions
+        launched = launch(instance, now)
+        seen.extend([joint] * (instance.preemptions - before))
+        return launched
+
+    monkeypatch.setattr(Instance, "launch", watched)
+    return seen
+
+
+def device_for(folder, degrees, tokens: int, **options) -> int:
+    """Bytes of the device on which a TP1 instance holds that many tokens, and no group of blocks more."""
+    with Engine(config(folder, degrees, **options)) as engine:
+        shape = engine.placer.shape
     unit = shape.kv_geometry(1)
-    groups = -(-2 * 260 // (unit.blocks_per_group * shape.block_size)) + 1
-    pages = shape.weight_pages(1) + shape.reserve_pages + groups * unit.pages_per_group
-    with Engine(config(folder, (1, 2, 4), layout=layout, device_memory=pages * 4096, pages_per_step=16)) as engine:
+    groups = -(-tokens // (unit.blocks_per_group * shape.block_size))
+    return 4096 * (shape.weight_pages(1) + shape.reserve_pages + groups * unit.pages_per_group)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.names())
+def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout, preemptions):
+    """So little room that requests preempt each other; transformations exchange pages in rounds."""
+    folder, expected = models("llama")
+    longest = max(n + c for n, c in zip(LENGTHS, COUNTS, strict=True))
+    memory = device_for(folder, (1, 2, 4), longest * 5 // 4, layout=layout)
+    with Engine(config(folder, (1, 2, 4), layout=layout, device_memory=memory, pages_per_step=16)) as engine:
         running = Running(engine)
         running.submit(*requests(PROMPTS, COUNTS), *requests(PROMPTS, COUNTS, name="again"))
         overlap = True
@@ -159,13 +182,40 @@ def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout):
                     report = result(ask(overlap))
                 except (PlanImpossible, UserError):
                     continue
-                assert all(w["peak_pages"] <= pages for w in report.workers.values())
+                assert all(w["peak_pages"] * 4096 <= memory for w in report.workers.values())
                 overlap = not overlap
         tokens = running.finish()
         assert engine.failure is None
         assert not engine.incidents
+    assert preemptions
     assert [tokens[f"r{i}"] for i in range(len(PROMPTS))] == expected
     assert [tokens[f"again{i}"] for i in range(len(PROMPTS))] == expected
+
+
+def test_a_worker_that_lags_behind_still_finds_what_it_copies(models, monkeypatch):
+    """Requests are preempted in the very step in which a slow peer copies their blocks."""
+    extend_running, victims = Batcher._extend_running, []
+
+    def preempt_what_moves(batcher, plan):
+        extend_running(batcher, plan)
+        spots = getattr(batcher.allocator, "spots", {})
+        moving = [s for s in batcher.running if s in spots and spots[s].copied]
+        if moving and len(batcher.running) > 1:
+            batcher._preempt(moving[-1], plan)
+            victims.append(moving[-1])
+
+    monkeypatch.setattr(Batcher, "_extend_running", preempt_what_moves)
+    monkeypatch.setenv("GYGES_FAULT", "worker=2 at=Transfer do=slow")
+    folder, expected = models("llama")
+    with Engine(config(folder, (1, 4), pages_per_step=16)) as engine:
+        running = Running(engine)
+        running.submit(*requests(PROMPTS, COUNTS))
+        running.wait_for_tokens(30)
+        result(engine.merge((0, 1, 2, 3)))
+        result(engine.split((0, 1, 2, 3), (1,) * 4))
+        assert list(running.finish().values()) == expected
+        assert not engine.incidents
+    assert victims
 
 
 def test_a_request_that_fits_no_tp1_instance_runs_after_a_merge(models):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gyges.bench.transform.micro import MicroConfig, find_cell, measure_micro, paired_ratio
+from gyges.bench.transform.micro import COPY_BYTES, MicroConfig, find_cell, measure_micro, paired_ratio
 from gyges.bench.transform.padding import GEMM_ROWS, PAPER_SHARE, measure_padding
 from gyges.bench.transform.pause import PauseConfig, measure_pause
 from gyges.bench.transform.shapes import SHAPES
@@ -45,7 +45,7 @@ class TransformConfig:
     device_memory: int = 0
     page_bytes: int = 0
     pause_memory: int = 0
-    copy_bytes: int = 96 << 20
+    copy_bytes: int = COPY_BYTES
     gemm_rows: tuple[int, ...] = GEMM_ROWS
     gemm_s: float = 2.0
 
