@@ -37,7 +37,7 @@ Document = dict[str, Any]
 
 DEVICE_MEMORY = {"tiny": 24 * MIB, "small": 256 * MIB}
 _WINDOW = 8  # gaps of each request that make the medians before and after
-_GROWTH = 0.03  # of the KV cache: a share is meant halfway through its transformations, during which contexts grow
+_GROWTH = 0.03  # of the KV cache, per repeat: a share is meant halfway through its transformations, in which contexts grow
 _FILL_TIMEOUT_S, _TIMEOUT_S = 600.0, 120.0
 _SPECIAL_IDS = 2
 _LONGEST = 0.45  # of the KV cache: prompts cost their length squared, and are computed before anything is measured
@@ -148,8 +148,9 @@ def make_requests(config: PauseConfig, capacity: int, vocab: int) -> dict[float,
     requests: dict[float, list[Request]] = {}
     shares = sorted(config.fills)
     lowest = dict(zip(shares, [0.0, *shares], strict=False))
+    growth = _GROWTH * config.repeats / len(shares)
     for fill in sorted(shares, key=lambda f: lowest[f] - f):
-        tokens = int((fill - lowest[fill] - _GROWTH / len(shares)) * capacity)
+        tokens = int((fill - lowest[fill] - growth) * capacity)
         if tokens < 1:
             raise UserError(f"KV fills {shares} lie too close together for a device of {capacity} tokens")
         sampling = SamplingParams(max_tokens=capacity - tokens, ignore_eos=True)
