@@ -36,8 +36,11 @@ Progress = Callable[[str], None]
 Document = dict[str, Any]
 
 DEVICE_MEMORY = {"tiny": 24 * MIB, "small": 256 * MIB}
+_REPEATS = 2  # of one engine
 _WINDOW = 8  # gaps of each request that make the medians before and after
-_GROWTH = 0.03  # of the KV cache, per repeat: a share is meant halfway through its transformations, in which contexts grow
+_GROWTH = (
+    0.03  # of the KV cache, per repeat: a share is meant halfway through its transformations, in which contexts grow
+)
 _FILL_TIMEOUT_S, _TIMEOUT_S = 600.0, 120.0
 _SPECIAL_IDS = 2
 _LONGEST = 0.45  # of the KV cache: prompts cost their length squared, and are computed before anything is measured
@@ -45,7 +48,8 @@ _LONGEST = 0.45  # of the KV cache: prompts cost their length squared, and are c
 
 @dataclass(frozen=True, slots=True)
 class PauseConfig:
-    """``repeats``: at the highest fill; the others are measured once.   ``device_memory``: bytes; 0 chooses by the preset."""
+    """``repeats``: at the highest fill (a new engine every two, as contexts grow); the others are measured once.
+    ``device_memory``: bytes; 0 chooses by the preset."""
 
     model: str
     layouts: tuple[str, ...]
@@ -93,7 +97,9 @@ def measure_pause(config: PauseConfig, progress: Progress) -> Document:
             progress(f"pause: {config.model}, {layout}, padding {'on' if padding else 'off'}")
             run = runs[layout, padding] = _Run()
             try:
-                _measure_engine(config, layout, padding, room, run, progress)
+                for first in range(0, config.repeats, _REPEATS):
+                    repeats = range(first, min(first + _REPEATS, config.repeats))
+                    _measure_engine(config, layout, padding, room, repeats, run, progress)
             except EngineError as error:
                 run.error = str(error)
                 progress(f"pause: {layout}: failed: {error}")
@@ -116,7 +122,9 @@ def _room(config: EngineConfig) -> int:
     return host.max_tokens(1) - (host.kv_geometry(1).blocks_per_group - 1) * host.block_size
 
 
-def _measure_engine(config: PauseConfig, layout: str, padding: bool, room: int, run: _Run, progress: Progress) -> None:
+def _measure_engine(
+    config: PauseConfig, layout: str, padding: bool, room: int, repeats: range, run: _Run, progress: Progress
+) -> None:
     """``room``: tokens; the same for all engines, so that all get the same requests."""
     audience = Audience()
     with Engine(config.engine(layout, padding=padding)) as engine:
@@ -132,9 +140,10 @@ def _measure_engine(config: PauseConfig, layout: str, padding: bool, room: int, 
         audience.wait_for(running, 1, _FILL_TIMEOUT_S)
         run.tokens = audience.tokens
         try:
-            for fill in sorted(config.fills, reverse=True):
+            top = max(config.fills)
+            for fill in sorted(config.fills, reverse=True) if repeats.start == 0 else [top]:
                 _withdraw(engine, audience, running, fill)
-                _measure_fill(config, engine, audience, list(running), fill, run)
+                _measure_fill(config, engine, audience, list(running), fill, repeats if fill == top else range(1), run)
                 done = [f for key, figures in run.figures.items() if key[0] == fill for f in figures]
                 longest = max(f["max_gap_s"] for f in done)
                 progress(f"pause: {fill:.0%} full: {len(done)} transformations, longest gap {longest * 1e3:.0f} ms")
@@ -148,7 +157,7 @@ def make_requests(config: PauseConfig, capacity: int, vocab: int) -> dict[float,
     requests: dict[float, list[Request]] = {}
     shares = sorted(config.fills)
     lowest = dict(zip(shares, [0.0, *shares], strict=False))
-    growth = _GROWTH * config.repeats / len(shares)
+    growth = _GROWTH * min(config.repeats, _REPEATS) / len(shares)
     for fill in sorted(shares, key=lambda f: lowest[f] - f):
         tokens = int((fill - lowest[fill] - growth) * capacity)
         if tokens < 1:
@@ -174,10 +183,10 @@ def _withdraw(engine: Engine, audience: Audience, running: dict[str, float], fil
 
 
 def _measure_fill(
-    config: PauseConfig, engine: Engine, audience: Audience, names: list[str], fill: float, run: _Run
+    config: PauseConfig, engine: Engine, audience: Audience, names: list[str], fill: float, repeats: range, run: _Run
 ) -> None:
     devices = range(config.degree)
-    for repeat in range(config.repeats if fill == max(config.fills) else 1):
+    for repeat in repeats:
         for overlap in (True, False) if repeat % 2 == 0 else (False, True):
             for kind in ("merge", "split"):
                 audience.wait_for(names, _WINDOW + 1, _TIMEOUT_S)

@@ -177,7 +177,11 @@ def pauses(result: Mapping[str, Any]) -> Figure:
         _gap_bars(axes, [c for c in cells if c["kind"] == kind], layouts)
         n = result["degree"]
         axes.set_title(f"merge, {n} x TP1 -> TP{n}" if kind == "merge" else f"split, TP{n} -> {n} x TP1", fontsize=10)
-    panels[0].set_ylabel("longest token gap, ms (lower is better)")
+    # From one step to a second and more, where requests had to be computed anew: only a logarithmic axis shows both.
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panels[0].set_ylim(bottom=min(1e3 * c["merged_gap_s"]["median"] for c in cells) / 2)
+    panels[0].set_ylabel("longest token gap, ms, log (lower is better)")
     known = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     labels = [label for label in (_STOP, _OVERLAP, _MERGED) if label in known]
     figure.legend(
