@@ -1,4 +1,5 @@
-"""README's results table, from the committed result files. ``python tests/readme_table.py`` prints it."""
+"""The results tables of README and docs/benchmarks.md, from the committed result files. ``python tests/readme_table.py`` prints
+them."""
 
 from __future__ import annotations
 
@@ -61,5 +62,27 @@ def table() -> list[str]:
     return lines
 
 
+def transform_table() -> list[str]:
+    transform, manifest = _read("transform", "transform.json"), _read("transform", "manifest.json")
+    lines = [
+        f"`gyges bench transform`, 4 x TP1 <-> TP4, KV cache 90 % full, the worst of the models, on {hardware(manifest)}:",
+        "",
+        "| figure | aim | reached | of |",
+        "|---|---|---|---|",
+    ]
+    known: set[str] = set()
+    for goal in transform["goals"]:
+        if goal["reached"] is not None and goal["name"] not in known:  # real shapes come before the presets
+            known.add(goal["name"])
+            lines.append(f"| {goal['name']} | {goal['aim']} | {_reached(goal)} | {goal['where']} |")
+    return lines
+
+
+def _reached(goal: dict[str, Any]) -> str:
+    value = goal["reached"]
+    text = {"ratio": f"{value:.1f}x", "share": f"{value:.1%}"}.get(goal["unit"], f"{value:.0f}")
+    return text if goal["met"] else f"**{text}**, missed"
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join([*table(), "", *transform_table()]))
