@@ -71,6 +71,15 @@ DurationOption = Annotated[
 LimitOption = Annotated[
     int | None, _option("--limit", panel=_CHANGE, metavar="N", help="Only the first N requests, as replayed.")
 ]
+MixInOption = Annotated[
+    str | None,
+    _option(
+        "--mix-in",
+        panel=_CHANGE,
+        metavar="SPEC",
+        help="Add a synthetic trace's requests: 'poisson?rate=0.02&prompt=50000&output=200'.",
+    ),
+]
 SeedOption = Annotated[int, _option("--seed", panel=_CHANGE, help="Seed of whatever is random.")]
 
 
@@ -91,6 +100,7 @@ def build_trace_options(
     time_scale: TimeScaleOption = 1.0,
     duration: DurationOption = None,
     limit: LimitOption = None,
+    mix_in: MixInOption = None,
     seed: SeedOption = 0,
 ) -> TraceOptions:
     """The options as the library wants them; raises UserError for a value out of range."""
@@ -110,5 +120,6 @@ def build_trace_options(
         time_scale=time_scale,
         duration=duration,
         limit=limit,
+        mix_in=mix_in,
         seed=seed,
     )

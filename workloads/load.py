@@ -51,6 +51,8 @@ def apply_options(trace: Trace, options: TraceOptions) -> Trace:
         trace = transforms.duration(trace, options.duration)
     if options.limit is not None:
         trace = transforms.limit(trace, options.limit)
+    if options.mix_in is not None:
+        trace = transforms.mix_in(trace, options.mix_in, options.seed)
     return trace
 
 

@@ -24,7 +24,8 @@ class TraceOptions:
 
     Changing, in this order: ``dequantize`` (spread arrivals inside the source's clock tick, ``tick_s`` seconds or
     detected), ``length_scale``, ``max_context`` tokens with ``over_context`` drop or clamp, ``time_scale`` (gaps are
-    multiplied: below 1 is faster), ``duration`` (seconds of the trace as replayed), ``limit`` (requests).
+    multiplied: below 1 is faster), ``duration`` (seconds of the trace as replayed), ``limit`` (requests), ``mix_in`` (a
+    synthetic spec whose requests join those of the trace, over the same time unless it says otherwise).
     ``seed`` drives whatever is random.
     """
 
@@ -43,6 +44,7 @@ class TraceOptions:
     time_scale: float = 1.0
     duration: float | None = None
     limit: int | None = None
+    mix_in: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -132,6 +132,23 @@ def detect_tick(trace: Trace) -> float:
     return common
 
 
+def mix_in(trace: Trace, spec: str, seed: int) -> Trace:
+    """The trace's requests and those of a synthetic spec, by time; its parts last as long as the trace unless they say.
+
+    At equal times the trace's own come first. Lengths are taken as written: no scaling applies to what is mixed in.
+    """
+    from workloads.synthetic import load_synthetic
+
+    if trace.duration_s == 0 and "duration=" not in spec:
+        raise UserError(
+            f"all requests of {trace.name!r} arrive at one time; give --mix-in a duration: '{spec}&duration=60'"
+        )
+    added = load_synthetic(spec, seed, duration_s=trace.duration_s)
+    merged = sorted([*trace.requests, *added.requests], key=lambda request: request.arrival_s)
+    effect = {"before": len(trace), "added": len(added), "after": len(merged), "sha256": added.provenance.sha256}
+    return trace.transformed(merged, TransformRecord("mix_in", {"spec": spec, "seed": seed}, effect))
+
+
 def _scaled_hashes(request: TraceRequest, prompt: int, factor: float) -> tuple[tuple[int, ...] | None, int | None]:
     if request.prefix_hashes is None or request.hash_block is None:
         return None, None

@@ -65,6 +65,47 @@ def test_the_paper_mix_has_the_papers_rates() -> None:
     assert long / 600 == pytest.approx(1, rel=0.15)
 
 
+def lengths_of(trace: str, seed: int) -> list[int]:
+    return [r.prompt_tokens + r.output_tokens for r in load_trace(trace, TraceOptions(seed=seed)).requests]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["paper-mix-tiny", "burst-long-tiny", "diurnal-long-tiny"])
+def test_scaled_workloads_fit_the_tiny_preset_only_if_instances_merge(name: str, seed: int) -> None:
+    """On devices of 16 MiB: TP1 holds 3,104 tokens, TP2 8,928, TP4 the model's context of 16,384."""
+    lengths = lengths_of(name, seed)
+    assert max(lengths) < 16384
+    assert 2 <= sum(length > 3104 for length in lengths) < len(lengths) / 10
+    assert max(length for length in lengths if length <= 3104) < 2000, "short ones fit with room to spare"
+
+
+def test_the_scaled_paper_mix_needs_the_degrees_of_the_paper() -> None:
+    """Its short requests take as much of TP1, and its long ones as much more than TP2, as in the paper's setting."""
+    small, large = lengths_of("paper-mix-tiny", 0), lengths_of("paper-mix", 0)
+    assert min(small) / 3104 == pytest.approx(min(large) / 3750, rel=0.15)
+    assert max(small) / 8928 == pytest.approx(max(large) / 41250, rel=0.05)
+
+
+def test_the_share_of_long_requests_shifts_over_the_day() -> None:
+    requests = load_trace("diurnal-long").requests
+
+    def share(first: float, last: float) -> float:
+        chosen = [request.prompt_tokens > 10_000 for request in requests if first <= request.arrival_s % 3600 < last]
+        return sum(chosen) / len(chosen)
+
+    night = (share(0, 600) + share(3000, 3600)) / 2
+    assert night > 5 * share(1200, 2400)
+
+
+def test_a_phase_shifts_a_diurnal_load_by_that_part_of_its_period() -> None:
+    times = [
+        r.arrival_s
+        for r in load_trace("synthetic:diurnal?rate=5&period=1000&phase=0.25&duration=2000&prompt=9").requests
+    ]
+    rising = sum(0 <= time % 1000 < 500 for time in times)  # a quarter past the lowest point: the peak is at 250 s
+    assert rising / len(times) == pytest.approx(0.5 + 0.8 / np.pi, abs=0.02)
+
+
 def test_rates_and_burstiness_are_as_asked() -> None:
     assert cv(f"synthetic:poisson?rate=2{LONG}") == pytest.approx(1, abs=0.03)
     assert cv(f"synthetic:gamma?rate=2&cv=3{LONG}") == pytest.approx(3, rel=0.06)

@@ -135,6 +135,28 @@ def test_duration_is_half_open_and_limit_counts(make_trace: MakeTrace) -> None:
     assert limited.provenance.transforms[0].effect == {"before": 3, "after": 1, "dropped": 2}
 
 
+@given(traces, st.integers(0, 5))
+def test_mixing_in_keeps_every_request_of_both_and_the_order(trace: Trace, seed: int) -> None:
+    spec = "constant?rate=2&prompt=99999&output=7&duration=5"
+    mixed = transforms.mix_in(trace, spec, seed)
+    assert_ordered(mixed)
+    assert [r for r in mixed.requests if r.prompt_tokens != 99999] == list(trace.requests)
+    assert [r.arrival_s for r in mixed.requests if r.prompt_tokens == 99999] == [i / 2 for i in range(10)]
+    assert mixed.provenance.transforms[-1].effect["added"] == 10
+
+
+def test_what_is_mixed_in_lasts_as_long_as_the_trace_is_replayed_and_keeps_its_lengths(make_trace: MakeTrace) -> None:
+    trace = make_trace(*((float(i), 1000, 10) for i in range(100)))
+    options = TraceOptions(length_scale=0.5, limit=21, mix_in="constant?rate=0.5&prompt=5000&output=1")
+    long = [r for r in apply_options(trace, options).requests if r.prompt_tokens != 500]
+    assert [(r.arrival_s, r.prompt_tokens) for r in long] == [(2.0 * i, 5000) for i in range(10)]
+
+
+def test_mixing_into_one_moment_asks_for_a_duration(make_trace: MakeTrace) -> None:
+    with pytest.raises(UserError, match="duration=60"):
+        transforms.mix_in(make_trace((0.0, 1, 1)), "poisson?rate=1", 0)
+
+
 def test_options_apply_in_the_documented_order_and_are_all_recorded(make_trace: MakeTrace) -> None:
     trace = make_trace(*((float(i // 2), 100 * (i + 1), 10) for i in range(10)))
     options = TraceOptions(

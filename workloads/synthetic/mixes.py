@@ -135,21 +135,55 @@ def _paper_mix(p: Mapping[str, float]) -> list[Stream]:
     ]
 
 
-def _burst_long(p: Mapping[str, float]) -> list[Stream]:
+def _paper_mix_tiny(p: Mapping[str, float]) -> list[Stream]:
+    # Of the paper's 1K and 50K tokens, the former are 27 % of what TP1 holds, the latter 21 % more than what TP2 holds. A replay has
+    # but a few long ones, so they come evenly: chance would decide how many.
+    rate = p["long_per_min"] / 60
     return [
-        _stream(
-            "poisson", "lognormal:600:0.8:64:3000", "lognormal:150:0.6:16:500", p["duration"], rate=p["short_rate"]
-        ),
-        _stream(
-            "on-off",
-            "uniform:30000:60000",
-            "lognormal:250:0.5:32:800",
-            p["duration"],
-            rate=p["burst_rate"],
-            on=p["burst_s"],
-            off=p["quiet_s"],
-        ),
+        _stream("poisson", "830", "56", p["duration"], rate=p["short_per_min"] / 60),
+        _stream("constant", "10800", "48", p["duration"], rate=rate, start=0.3 / rate),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Lengths of short and of long requests, for one size of model."""
+
+    short: str
+    short_output: str
+    long: str
+    long_output: str
+
+
+# 50K tokens are the paper's long request: of Qwen2.5-32B on H20, TP1 holds 3.75K, TP2 41.25K and TP4 120.5K.
+_PAPER = _Sizes(
+    "lognormal:600:0.8:64:3000", "lognormal:150:0.6:16:500", "uniform:30000:60000", "lognormal:250:0.5:32:800"
+)
+# For `tiny` on devices of 16 MiB: TP1 holds 3,104 tokens, TP2 8,928, TP4 all that the model takes (16,384).
+_TINY = _Sizes("lognormal:500:0.6:128:1600", "lognormal:56:0.6:16:160", "uniform:6000:10500", "48")
+
+
+def _burst_long(sizes: _Sizes) -> Callable[[Mapping[str, float]], list[Stream]]:
+    def streams(p: Mapping[str, float]) -> list[Stream]:
+        bursts = {"rate": p["burst_rate"], "on": p["burst_s"], "off": p["quiet_s"]}
+        return [
+            _stream("poisson", sizes.short, sizes.short_output, p["duration"], rate=p["short_rate"]),
+            _stream("on-off", sizes.long, sizes.long_output, p["duration"], **bursts),
+        ]
+
+    return streams
+
+
+def _diurnal_long(sizes: _Sizes) -> Callable[[Mapping[str, float]], list[Stream]]:
+    def streams(p: Mapping[str, float]) -> list[Stream]:
+        # Short requests begin at their lowest rate, long ones at their highest: the share of long ones falls and rises again.
+        day = {"amplitude": p["amplitude"], "period": p["period"]}
+        return [
+            _stream("diurnal", sizes.short, sizes.short_output, p["duration"], rate=p["short_rate"], **day),
+            _stream("diurnal", sizes.long, sizes.long_output, p["duration"], rate=p["long_rate"], phase=0.5, **day),
+        ]
+
+    return streams
 
 
 def _diurnal(p: Mapping[str, float]) -> list[Stream]:
@@ -183,11 +217,27 @@ MIXES.add(
     ),
 )
 MIXES.add(
+    "paper-mix-tiny",
+    NamedMix(
+        "the same in proportion to what tiny holds on devices of 16 MiB, long ones evenly at 3/min",
+        {"duration": 75.0, "short_per_min": 60.0, "long_per_min": 3.0},
+        _paper_mix_tiny,
+    ),
+)
+MIXES.add(
     "burst-long",
     NamedMix(
         "steady short requests and bursts of 30-60K-token ones",
         {"duration": 600.0, "short_rate": 2.0, "burst_rate": 0.2, "burst_s": 30.0, "quiet_s": 120.0},
-        _burst_long,
+        _burst_long(_PAPER),
+    ),
+)
+MIXES.add(
+    "burst-long-tiny",
+    NamedMix(
+        "the same for tiny on devices of 16 MiB: bursts of 6-10.5K-token requests, 8 s of every 30 s",
+        {"duration": 75.0, "short_rate": 1.5, "burst_rate": 0.35, "burst_s": 8.0, "quiet_s": 22.0},
+        _burst_long(_TINY),
     ),
 )
 MIXES.add(
@@ -196,5 +246,21 @@ MIXES.add(
         "a day's swing of chat traffic, compressed to an hour",
         {"duration": 3600.0, "rate": 2.0, "amplitude": 0.8, "period": 3600.0},
         _diurnal,
+    ),
+)
+MIXES.add(
+    "diurnal-long",
+    NamedMix(
+        "a day in an hour whose share of 30-60K-token requests shifts: high at night, low when chats peak",
+        {"duration": 3600.0, "short_rate": 2.0, "long_rate": 0.03, "amplitude": 0.8, "period": 3600.0},
+        _diurnal_long(_PAPER),
+    ),
+)
+MIXES.add(
+    "diurnal-long-tiny",
+    NamedMix(
+        "the same for tiny on devices of 16 MiB, a day in 80 s",
+        {"duration": 80.0, "short_rate": 1.5, "long_rate": 0.06, "amplitude": 0.8, "period": 80.0},
+        _diurnal_long(_TINY),
     ),
 )

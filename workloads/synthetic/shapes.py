@@ -26,7 +26,7 @@ class Shape(ABC):
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            lowest = 0.0 if each.name in ("rate_off", "start", "amplitude", "rate_start", "rate_end") else None
+            lowest = 0.0 if each.name in ("rate_off", "start", "amplitude", "rate_start", "rate_end", "phase") else None
             if not math.isfinite(value) or (value <= 0 if lowest is None else value < lowest):
                 wanted = "positive" if lowest is None else "0 or positive"
                 raise UserError(f"{each.name} of a load shape must be {wanted}, got {value}")
@@ -137,12 +137,13 @@ class OnOff(Shape):
 @dataclass(frozen=True, slots=True)
 class Diurnal(Shape):
     """Poisson arrivals whose rate swings as a sine of ``period`` seconds around ``rate``, by ``amplitude`` (0 to 1) of
-    it, from its lowest point on.
+    it. It starts at the lowest point; ``phase`` (a fraction of the period) later where given: 0.5 starts at the peak.
     """
 
     rate: float = 1.0
     amplitude: float = 0.8
     period: float = 86_400.0
+    phase: float = 0.0
 
     @property
     def peak_rate(self) -> float:
@@ -152,7 +153,7 @@ class Diurnal(Shape):
         if self.amplitude > 1:
             raise UserError(f"amplitude of a diurnal load is at most 1, got {self.amplitude}")
         times = _thinnable(self.peak_rate, duration_s, rng)
-        rates = self.rate * (1 - self.amplitude * np.cos(2 * np.pi * times / self.period))
+        rates = self.rate * (1 - self.amplitude * np.cos(2 * np.pi * (times / self.period + self.phase)))
         return _thinned(times, rates, self.peak_rate, rng)
 
 

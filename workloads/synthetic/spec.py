@@ -15,11 +15,16 @@ PREFIX = "synthetic:"
 _STREAM_DEFAULTS = {"prompt": "1000", "output": "200", "duration": "60"}
 
 
-def load_synthetic(spec: str, seed: int) -> Trace:
-    """The trace of a spec: parts joined by ``+``, each a load shape or a named mix with ``?key=value&...``."""
+def load_synthetic(spec: str, seed: int, *, duration_s: float | None = None) -> Trace:
+    """The trace of a spec: parts joined by ``+``, each a load shape or a named mix with ``?key=value&...``.
+
+    duration_s: of parts that do not give theirs; None: 60 s for a shape, a mix's own for a mix.
+    """
     streams: list[Stream] = []
     for part in spec.removeprefix(PREFIX).split("+"):
         name, given = _parse_part(part)
+        if duration_s is not None and (name in SHAPES or name in MIXES):
+            given = {"duration": str(duration_s), **given}
         if name in SHAPES and (name not in MIXES or {"prompt", "output"} & set(given)):
             streams.append(_shape_stream(name, given))
         elif name in MIXES:
