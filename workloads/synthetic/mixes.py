@@ -136,8 +136,8 @@ def _paper_mix(p: Mapping[str, float]) -> list[Stream]:
 
 
 def _paper_mix_tiny(p: Mapping[str, float]) -> list[Stream]:
-    # Of the paper's 1K and 50K tokens, the former are 27 % of what TP1 holds, the latter 21 % more than what TP2 holds. A replay has
-    # but a few long ones, so they come evenly: chance would decide how many.
+    # Of the paper's 1K and 50K tokens, the former are 27 % of what TP1 holds, the latter 21 % more than what TP2 holds.
+    # A replay has but a few long ones, so they come evenly: chance would decide how many.
     rate = p["long_per_min"] / 60
     return [
         _stream("poisson", "830", "56", p["duration"], rate=p["short_per_min"] / 60),
