@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 install: $(VENV)/.installed
 
 bench: install
-	$(BIN)/gyges bench run
+	$(BIN)/gyges bench ablation
 
 lint: install
 	$(BIN)/ruff check .

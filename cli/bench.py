@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.engine_options import build_engine_config
-from cli.option_groups import takes
+from cli.option_groups import takes, with_defaults
 from cli.output import JsonOption, emit, human_console
 from cli.trace_options import build_trace_options
 from gyges.config import EngineConfig
@@ -210,3 +210,69 @@ def capacity(
         emit(document)
     if document["check"] is not None and not all(c["completed"] and c["longer_rejected"] for c in document["check"]):
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges bench ablation --dry-run[/cyan]   "
+    "[cyan]gyges bench ablation --set scheduler=llf,on-demand --cells on --trace paper-mix-tiny[/cyan]   "
+    "[cyan]gyges bench ablation --set device-memory=16MiB,24MiB --cells on,off --repeats 3[/cyan]",
+)
+@takes(engine=with_defaults(build_engine_config, device_memory="16MiB"), trace_options=build_trace_options)
+def ablation(
+    *,
+    trace: Annotated[
+        str, typer.Option("--trace", help="As of `bench run`; its own default takes seconds and has long requests.")
+    ] = "ablation-tiny",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="AXIS=VALUE,...",
+            help="Every value of another axis; repeat it. Axes: scheduler, devices, device-memory, rate, long-share, seed ...",
+        ),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every combination of the toggles.")] = False,
+    cells: Annotated[
+        str | None,
+        typer.Option(
+            "--cells",
+            metavar="KIND,...",
+            help="Only these: on, off (everything), without, only (one). \\[default: all]",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Of every cell, in turn.")] = 2,
+    backend: Annotated[str, typer.Option("--backend", help="Who runs a cell: engine.")] = "engine",
+    mode: Annotated[
+        str, typer.Option("--mode", help="open: at the trace's times; closed: --users at a time; asap: all at once.")
+    ] = "open",
+    users: Annotated[int, typer.Option("--users", min=1, help="Of a closed-loop replay.")] = 8,
+    slo: Annotated[
+        str, typer.Option("--slo", metavar="ttft=2,tpot=0.1", help="What counts as good, in seconds.")
+    ] = "ttft=2,tpot=0.1",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the grid and how long it takes; run nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Result folder; one of an ablation goes on. \\[default: runs/<time>-ablation]"),
+    ] = None,
+    json: JsonOption = False,
+    engine: EngineConfig,
+    trace_options: TraceOptions,
+) -> None:
+    """What layout, padding, overlap and scheduler are worth: each on and off, by turns, on real engines."""
+    from cli.bench_ablation import ablation_command, grid_of, work_maker
+    from gyges.bench.ablation.run import AblationConfig
+
+    grid = grid_of(sets or [], full=full, kinds=cells)
+    document = ablation_command(
+        human_console(json),
+        config=AblationConfig(grid, engine, backend, repeats, mode, users, slo),
+        make_work=work_maker(trace, trace_options, engine, grid),
+        out=out,
+        dry_run=dry_run,
+    )
+    if json:
+        emit(document)
+    if document["state"] in ("failed", "partial"):
+        raise typer.Exit(130 if document["state"] == "partial" else 1)

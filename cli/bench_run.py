@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from rich.markup import escape
 
 from cli.live import LiveSnapshot, LiveView
 from cli.render import render_summary
-from gyges.config import EngineConfig, available_cores, format_bytes, format_instances
+from gyges.bench.serving import engine_facts, happenings, notes_of
+from gyges.config import EngineConfig, format_bytes, format_instances
 from gyges.core import Request, SamplingParams
 from gyges.engine.by_hand import HandCommand, check_degrees, check_devices, degrees_of, parse_command
 from gyges.engine.engine import Engine
@@ -125,7 +125,7 @@ def bench_run(
             replay_mode=mode,
             duration_s=result.duration_s,
             partial=result.state != "complete",
-            notes=_notes(config),
+            notes=notes_of(config),
         )
         summary["controller"] = {"overhead_per_step_s": overhead}
         folder.save(result.records, result.samples, result.events, summary)
@@ -165,15 +165,6 @@ def make_engine(config: EngineConfig, scheduler: str, by_hand: Sequence[HandComm
     return engine
 
 
-def happenings(result: ReplayResult) -> dict[str, Any]:
-    """What happened besides requests, for the manifest. Times: seconds from the replay's start."""
-    return {
-        "incidents": [asdict(incident) for incident in result.incidents],
-        "failed_transformations": [asdict(event) for event in result.events if event.error],
-        "by_hand": [outcome.to_dict() for outcome in result.by_hand],
-    }
-
-
 def told(result: ReplayResult) -> list[str]:
     """The same for people: only what went otherwise than wished."""
     lines = [
@@ -202,43 +193,6 @@ def _short(name: str) -> str:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
-
-
-def engine_facts(engine: Engine) -> dict[str, Any]:
-    """What the engine came to, for the manifest: sizes in tokens, blocks, pages, bytes; times in seconds."""
-    return {
-        "model": engine.model.name,
-        "revision": engine.model.revision,
-        "dtype": engine.dtype,
-        "block_size": engine.placement.block_size,
-        "shards": {"kv": engine.placement.shards.kv, "ffn": engine.placement.shards.ffn},
-        "threads_per_worker": engine.config.worker_threads,
-        "start_s": engine.start_s,
-        "degrees": {str(d): {"kv_tokens": engine.placer.shape.max_tokens(d)} for d in engine.config.candidate_degrees},
-        "instances": [
-            {
-                "degree": p.degree,
-                "devices": list(p.members),
-                "kv_tokens": p.max_tokens,
-                "weight_pages": p.weight_pages,
-                "kv_pages": p.kv_pages,
-            }
-            for p in engine.placement.instances
-        ],
-        "workers": [
-            {"worker": r.worker, "load_s": r.load_s, "rss_bytes": r.rss_bytes, "free_pages": r.free_pages}
-            for r in engine.ready
-        ],
-    }
-
-
-def _notes(config: EngineConfig) -> list[str]:
-    cores = available_cores()
-    if config.num_devices <= cores:
-        return []
-    return [
-        f"{config.num_devices} CPU devices share {cores} cores: compare policies by what they decide, not by throughput"
-    ]
 
 
 class _Rate:

@@ -15,6 +15,21 @@ from collections.abc import Callable
 from typing import Any
 
 
+def with_defaults(builder: Callable[..., Any], **changes: Any) -> Callable[..., Any]:
+    """The builder, offered with other defaults for some of its options."""
+    signature = inspect.signature(builder, eval_str=True)
+    unknown = changes.keys() - signature.parameters.keys()
+    assert not unknown, f"no such options: {unknown}"
+
+    @functools.wraps(builder)
+    def wrapper(**given: Any) -> Any:
+        return builder(**(changes | given))
+
+    parameters = [p.replace(default=changes.get(name, p.default)) for name, p in signature.parameters.items()]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapper
+
+
 def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """``groups``: parameter of the command -> builder whose keyword parameters replace it."""
 

@@ -62,6 +62,33 @@ def table() -> list[str]:
     return lines
 
 
+def ablation_table() -> list[str]:
+    """Nothing as long as there is no committed ablation."""
+    if not (RESULTS / "ablation" / "ablation.json").is_file():
+        return []
+    from gyges.bench.ablation.figures import FIGURES
+    from gyges.bench.ablation.table import shown, shown_change
+
+    document, manifest = _read("ablation", "ablation.json"), _read("ablation", "manifest.json")
+    keys = ["short_ttft_p99_s", "short_tpot_p99_s", "long_ttft_p99_s", "transformations", "pause_max_s"]
+    (work,) = document["workloads"]
+    lines = [
+        f"`gyges bench ablation`, preset `{document['configuration']['base']['model']}`, {work['requests']} requests, "
+        f"{work['long']} of them too long for TP1, {document['repeats']} repeats, on {hardware(manifest)}"
+        + "".join(f" ({note})" for note in document["notes"])
+        + ":",
+        "",
+        "| cell | rejected or failed | short: TTFT p99, ms | TPOT p99, ms | long: TTFT p99, ms "
+        "| transformations | longest pause, ms | short TTFT p99 against all off, % [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in document["cells"]:
+        figures = cell["figures"]
+        values = [shown(figures[key], FIGURES[key].scale) for key in ["not_completed", *keys]]
+        lines.append(f"| {' | '.join([cell['name'], *values, shown_change(figures['short_ttft_p99_s']['change'])])} |")
+    return lines
+
+
 def transform_table() -> list[str]:
     transform, manifest = _read("transform", "transform.json"), _read("transform", "manifest.json")
     lines = [
@@ -85,4 +112,4 @@ def _reached(goal: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join([*table(), "", *transform_table()]))
+    print("\n".join([*table(), "", *ablation_table(), "", *transform_table()]))

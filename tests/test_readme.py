@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from readme_table import table, transform_table
+from readme_table import ablation_table, table, transform_table
 
 from cli.main import app
 
@@ -56,6 +56,10 @@ def test_the_python_of_the_readme_runs():
 
 def test_the_results_table_is_the_committed_one():
     assert "\n".join(table()) in README
+
+
+def test_the_ablation_is_the_committed_one():
+    assert "\n".join(ablation_table()) in README
 
 
 def test_the_goals_of_transformations_are_the_committed_ones():

@@ -132,6 +132,39 @@ def detect_tick(trace: Trace) -> float:
     return common
 
 
+def rate(trace: Trace, per_second: float) -> Trace:
+    """Gaps scaled alike, so that (requests - 1) / duration becomes ``per_second``."""
+    _positive("rate", per_second)
+    if trace.duration_s == 0:
+        raise UserError(f"all requests of {trace.name!r} arrive at one time; a rate has no meaning for it")
+    return time_scale(trace, (len(trace) - 1) / trace.duration_s / per_second)
+
+
+def long_share(trace: Trace, share: float, over_tokens: int, seed: int) -> Trace:
+    """``share`` of the requests (rounded, evenly spread) over ``over_tokens`` of prompt + output, the others not; times stay.
+
+    Lengths are drawn from the trace's own requests of each kind, so both must be there. Texts and prefixes are left out.
+    """
+    import numpy as np
+
+    long = [r for r in trace.requests if r.total_tokens > over_tokens]
+    short = [r for r in trace.requests if r.total_tokens <= over_tokens]
+    count = round(share * len(trace))
+    if (count and not long) or (count < len(trace) and not short):
+        kind = "longer" if not long else "shorter"
+        raise UserError(f"trace {trace.name!r} has no request {kind} than {over_tokens} tokens to draw lengths from")
+    rng = np.random.default_rng([seed, 0x10E6])
+    places = {int((i + 0.5) * len(trace) / count) for i in range(count)}
+    requests = []
+    for index, request in enumerate(trace.requests):
+        kind_of = long if index in places else short
+        like = kind_of[int(rng.integers(len(kind_of)))]
+        requests.append(TraceRequest(request.arrival_s, like.prompt_tokens, like.output_tokens))
+    parameters = {"share": share, "over_tokens": over_tokens, "seed": seed}
+    effect = {"long_before": len(long), "long_after": len(places), "requests": len(trace)}
+    return trace.transformed(requests, TransformRecord("long_share", parameters, effect))
+
+
 def mix_in(trace: Trace, spec: str, seed: int) -> Trace:
     """The trace's requests and those of a synthetic spec, by time; its parts last as long as the trace unless they say.
 

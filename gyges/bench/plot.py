@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gyges.bench.peers import GENERATE, GENERATE_BATCH, OWN
-from gyges.errors import UserError
-from gyges.metrics.atomic import write_bytes
-from gyges.metrics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, new_figure, tidy
+from gyges.metrics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, new_figure, save_figures, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,18 +20,7 @@ def write_plot(folder: Path, document: Mapping[str, Any]) -> list[Path]:
     """``tokens_per_s.png`` (150 dpi) and ``.svg`` in ``folder``, written atomically; none if nothing was measured."""
     if not any(peer["tokens_per_s"] for mix in document["mixes"].values() for peer in mix["peers"].values()):
         return []
-    figure = tokens_per_s(document)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder} for the plot: {error.strerror}; choose another folder") from error
-    written = []
-    for suffix in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-        written.append(folder / f"tokens_per_s.{suffix}")
-        write_bytes(written[-1], buffer.getvalue())
-    return written
+    return save_figures(folder, {"tokens_per_s": tokens_per_s(document)})
 
 
 def tokens_per_s(document: Mapping[str, Any]) -> Figure:

@@ -287,6 +287,7 @@ class Replayer:
             steps=report.steps,
             tokens=report.tokens,
             error=report.error,
+            extra_bytes=report.peak_extra_pages * self.engine.config.page_bytes,
         )
 
     def _sample(self) -> list[TimelineSample]:

@@ -26,6 +26,20 @@ def device_map(
 
     A transformation that broke is marked where it did; pale rows are devices that no instance has (a worker died).
     """
+    devices = {device for s in samples for device in s.devices}
+    figure = new_figure(10.5, min(14.0, max(2.6, 1.7 + 0.34 * len(devices))))
+    axes = figure.subplots()
+    handles = list(draw_devices(axes, samples, events, end_s=end_s).values())
+    axes.set(xlabel="seconds since the run's start")
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False)
+    axes.set_title("TP degree of each device" + (f": {label}" if label else ""), fontsize=10)
+    return figure
+
+
+def draw_devices(
+    axes: Axes, samples: Sequence[TimelineSample], events: Sequence[TransformationEvent], *, end_s: float
+) -> dict[str, Artist]:
+    """The map alone; returns what a legend needs, by label."""
     from matplotlib.collections import PatchCollection
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch, Rectangle
@@ -34,8 +48,6 @@ def device_map(
     devices = sorted({device for s in samples for device in s.devices})
     row = {device: index for index, device in enumerate(devices)}
     segments = device_segments(samples, end_s)
-    figure = new_figure(10.5, min(14.0, max(2.6, 1.7 + 0.34 * len(devices))))
-    axes = figure.subplots()
     degrees = sorted({s.tp for s in segments})
     for degree in degrees:
         boxes = [
@@ -64,11 +76,9 @@ def device_map(
     every = max(1, -(-len(devices) // 32))
     axes.yaxis.set_major_locator(FixedLocator(range(0, len(devices), every)))
     axes.set_yticklabels([f"device {device}" for device in devices[::every]])
-    axes.set(xlim=(0, end_s or 1), ylim=(len(devices) - 0.5, -0.5), xlabel="seconds since the run's start")
+    axes.set(xlim=(0, end_s or 1), ylim=(len(devices) - 0.5, -0.5))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False)
-    axes.set_title("TP degree of each device" + (f": {label}" if label else ""), fontsize=10)
-    return figure
+    return {str(handle.get_label()): handle for handle in handles}
 
 
 _MARKERS = {"merge": (">", BLACK), "split": ("<", BLACK), "broke": ("X", VERMILLION)}

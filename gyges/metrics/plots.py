@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,19 @@ def write_plots(
     """
     from gyges.metrics.plot_devices import device_map
 
-    figures = {}
+    figures: dict[str, Figure] = {}
     if records:
         figures["latency_cdf"] = latency_cdf(records, slo=slo, label=label)
         figures["throughput_queue"] = throughput_queue(records, samples, events, label=label)
     if samples:
-        figures["device_map"] = device_map(samples, events, end_s=_end(records, samples, events), label=label)
+        figures["device_map"] = device_map(samples, events, end_s=run_end(records, samples, events), label=label)
+    return save_figures(folder, figures)
+
+
+def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
+    """Each figure as NAME.png (150 dpi) and NAME.svg in ``folder``, atomically; without any, makes no folder."""
+    if not figures:
+        return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,7 +128,7 @@ def latency_cdf(records: Sequence[RequestRecord], *, slo: Slo | None = None, lab
         finite: list[float] = []
         for name, group, (colour, dashes), width in curves:
             values = np.sort([v for r in group if (v := latency(r)) is not None])
-            x, y = _cdf_points(values)
+            x, y = cdf_points(values)
             finite += [v for v in x if v > 0]
             (handles[name],) = axes.plot(
                 x, y, color=colour, linestyle=dashes, linewidth=width, drawstyle="steps-post", zorder=2 + (width < 2)
@@ -129,7 +136,7 @@ def latency_cdf(records: Sequence[RequestRecord], *, slo: Slo | None = None, lab
         if limit is not None:
             handles["SLO limit"] = axes.axvline(limit, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
             finite.append(limit)
-        _seconds_axis(axes, finite)
+        seconds_axis(axes, finite)
         axes.set(title=f"{title}, from scheduled arrival" if title != "TPOT" else title, ylim=(0, 1.02))
         if not finite:
             axes.set_xticks([])
@@ -148,7 +155,7 @@ def latency_cdf(records: Sequence[RequestRecord], *, slo: Slo | None = None, lab
     return figure
 
 
-def _cdf_points(ascending: np.ndarray[Any, Any]) -> tuple[list[float], list[float]]:
+def cdf_points(ascending: np.ndarray[Any, Any]) -> tuple[list[float], list[float]]:
     """Steps of the empirical CDF over finite values, thinned to what can be seen; infinite ones only lower it."""
     finite = ascending[np.isfinite(ascending)]
     if not len(finite):
@@ -158,7 +165,7 @@ def _cdf_points(ascending: np.ndarray[Any, Any]) -> tuple[list[float], list[floa
     return [float(x[0]), *x.tolist()], [0.0, *y.tolist()]
 
 
-def _seconds_axis(axes: Axes, positive: Sequence[float]) -> None:
+def seconds_axis(axes: Axes, positive: Sequence[float]) -> None:
     """Logarithmic where latencies span more than a decade, with plain numbers; linear otherwise."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -184,7 +191,7 @@ def throughput_queue(
     """Output tokens/s in windows, requests running and waiting, KV use, over the run; transformations as thin lines."""
     figure = new_figure(10.5, 6.6)
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    end = _end(records, samples, events)
+    end = run_end(records, samples, events)
     edges, rates, window = token_rate(records, end)
     top.stairs(rates, edges, color=BLUE, linewidth=1.4)
     top.set_ylabel(f"output tokens/s\n({window:g} s windows)")
@@ -240,7 +247,7 @@ def token_rate(
     return edges, counts / window, window
 
 
-def _end(
+def run_end(
     records: Sequence[RequestRecord], samples: Sequence[TimelineSample], events: Sequence[TransformationEvent]
 ) -> float:
     moments = [r.last_seen_s for r in records] + [s.t_s for s in samples] + [e.end_s for e in events]

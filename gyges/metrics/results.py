@@ -82,6 +82,23 @@ class ResultFolder:
         made._write_manifest()
         return made
 
+    @classmethod
+    def reopen(cls, path: str | Path, kind: str, **about: Any) -> Self:
+        """Go on in a folder of this kind that an earlier process left; its manifest is replaced.
+
+        Raises UserError where it is of another kind, or a process is still writing to it.
+        """
+        manifest = load_manifest(path)
+        if manifest.get("kind") != kind:
+            raise UserError(
+                f"{path} is a result folder of kind {manifest.get('kind')}, not {kind}; choose another folder"
+            )
+        if manifest.get("state") == "running":
+            raise UserError(f"another process is writing to {path}; wait until it has ended, or choose another folder")
+        made = cls(Path(path), collect(kind=kind, **about))
+        made._write_manifest()
+        return made
+
     @property
     def plots(self) -> Path:
         """Where plots go; not made yet."""

@@ -45,6 +45,7 @@ _INTEGERS = (
     "kv_used_blocks",
     "kv_total_blocks",
     "bytes_moved",
+    "extra_bytes",
     "steps",
     "tokens",
 )

@@ -154,6 +154,7 @@ def test_transformations_add_up():
         "time_total_s": 1.75,
         "pause_total_s": pytest.approx(0.08),
         "pause_max_s": 0.05,
+        "extra_bytes_max": 0,
     }
 
 

@@ -180,3 +180,33 @@ def test_clamping_the_prompt_drops_its_text_and_hashes(make_trace: MakeTrace) ->
     clamped = transforms.max_context(make_trace(request), 50, "clamp").requests[0]
     assert (clamped.prompt_tokens, clamped.output_tokens) == (40, 10)
     assert (clamped.prefix_hashes, clamped.text) == ((1, 2), None)
+
+
+def _mixed(lengths, gap=2.0):
+    requests = tuple(TraceRequest(gap * i, prompt, 1) for i, prompt in enumerate(lengths))
+    return Trace("mixed", requests, Provenance("test", "jsonl", "0" * 64))
+
+
+def test_rate_scales_gaps_so_that_requests_come_that_often():
+    changed = transforms.rate(_mixed([10] * 11, gap=3.0), 2.0)
+    assert (len(changed) - 1) / changed.duration_s == pytest.approx(2.0)
+    assert changed.provenance.transforms[-1].name == "time_scale"
+    with pytest.raises(UserError, match="one time"):
+        transforms.rate(_mixed([10, 10], gap=0.0), 2.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_long_share_keeps_times_and_spreads_long_requests_evenly(share):
+    trace = _mixed([100] * 15 + [5000])
+    changed = transforms.long_share(trace, share, 3000, seed=1)
+    assert [r.arrival_s for r in changed.requests] == [r.arrival_s for r in trace.requests]
+    places = [i for i, r in enumerate(changed.requests) if r.total_tokens > 3000]
+    assert len(places) == round(share * 16)
+    gaps = {b - a for a, b in pairwise(places)}
+    assert len(gaps) <= 1
+    assert transforms.long_share(trace, share, 3000, seed=1).content_sha256 == changed.content_sha256
+
+
+def test_long_share_needs_a_request_of_each_kind_to_draw_from():
+    with pytest.raises(UserError, match="no request longer than 3000"):
+        transforms.long_share(_mixed([100] * 4), 0.5, 3000, seed=0)

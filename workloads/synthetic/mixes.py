@@ -127,6 +127,17 @@ def _mixed_long(p: Mapping[str, float]) -> list[Stream]:
     return [short, long, longest]
 
 
+def _ablation_tiny(p: Mapping[str, float]) -> list[Stream]:
+    # Ten cells, each in an engine of its own, in under five minutes: seconds of arrivals, and yet several requests that fit
+    # no TP1 instance, with enough time between them that a scheduler may split again, or not.
+    short = _stream(
+        "poisson", "lognormal:350:0.5:96:1200", "lognormal:90:0.4:32:192", p["duration"], rate=p["short_rate"]
+    )
+    every = 1 / p["long_rate"]
+    long = _stream("constant", "uniform:3300:3900", "32", p["duration"], rate=p["long_rate"], start=0.3 * every)
+    return [short, long]
+
+
 def _paper_mix(p: Mapping[str, float]) -> list[Stream]:
     output = f"{int(p['output'])}"
     return [
@@ -206,6 +217,14 @@ MIXES.add(
         "short requests and a few that make instances merge: tiny, --device-memory 16MiB, --scheduler on-demand",
         {"duration": 45.0, "short_rate": 1.5, "long_rate": 1 / 15, "longest_rate": 1 / 45},
         _mixed_long,
+    ),
+)
+MIXES.add(
+    "ablation-tiny",
+    NamedMix(
+        "the default of `bench ablation`: a few seconds of short requests, some that make instances merge",
+        {"duration": 6.0, "short_rate": 5.0, "long_rate": 0.5},
+        _ablation_tiny,
     ),
 )
 MIXES.add(

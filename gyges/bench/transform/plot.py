@@ -7,16 +7,25 @@ pause         longest token gap of running requests, with the overlap and withou
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gyges.bench.transform.micro import PARTS, REST, describe
 from gyges.bench.transform.run import MICRO, PAUSE
-from gyges.errors import UserError
-from gyges.metrics.atomic import write_bytes
-from gyges.metrics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy
+from gyges.metrics.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    new_figure,
+    save_figures,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,20 +59,7 @@ def write_plots(folder: Path, document: Mapping[str, Any]) -> list[Path]:
     for result in (document[PAUSE] or {"models": []})["models"]:
         if result["cells"]:
             figures[f"pause-{result['model']}"] = pauses(result)
-    if not figures:
-        return []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder} for the plots: {error.strerror}; choose another folder") from error
-    written = []
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            written.append(folder / f"{name}.{suffix}")
-            write_bytes(written[-1], buffer.getvalue())
-    return written
+    return save_figures(folder, figures)
 
 
 def parts(model: Mapping[str, Any]) -> Figure:
