@@ -101,14 +101,19 @@ def ablation_command(
         plots = write_plots(folder.plots, document, folder.path)
         state, reason = _state(document, whole)
         folder.finish(state, reason)
+        from gyges.report.page import write_report
+
+        report = write_report(folder.path)
     render(console, document)
     console.print(f"plots:   {folder.plots}", soft_wrap=True, highlight=False)
+    console.print(f"report:  {report}", soft_wrap=True, highlight=False)
     return {
         **document,
         "state": state,
         "reason": reason,
         "folder": str(folder.path),
         "plots": [str(path) for path in plots],
+        "report": str(report),
     }
 
 

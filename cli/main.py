@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import bench, trace
+from cli.report import report
 from gyges.errors import EngineError, UserError
 from gyges.version import __version__
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(bench.app)
 app.add_typer(trace.app)
+app.command()(report)
 
 
 def _print_version(wanted: bool) -> None:

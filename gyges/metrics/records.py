@@ -97,7 +97,7 @@ class TransformationEvent:
     bytes_moved: between devices.   pause_s: longest time that any running request stood still for it.
     cause: why the policy (or the person) wanted it.   before, after: TP degrees of the instances on these devices.
     overlap: whether serving went on between its parts; stopped: why it then came to a stop all the same.
-    extra_bytes: device memory beyond the larger of before and after, on the device that needed most.
+    extra_bytes: device memory beyond the larger of before and after, on the device that needed most; None: not recorded.
     steps, tokens: computed on these devices meanwhile.   error: set if it broke and was not carried out.
     """
 
@@ -116,7 +116,7 @@ class TransformationEvent:
     steps: int = 0
     tokens: int = 0
     error: str = ""
-    extra_bytes: int = 0
+    extra_bytes: int | None = None
 
 
 class TokensHasher:

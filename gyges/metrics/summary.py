@@ -197,5 +197,5 @@ def _transformations(events: Sequence[TransformationEvent]) -> dict[str, Any]:
         "time_total_s": math.fsum(e.end_s - e.start_s for e in events),
         "pause_total_s": math.fsum(e.pause_s for e in events),
         "pause_max_s": max((e.pause_s for e in events), default=None),
-        "extra_bytes_max": max((e.extra_bytes for e in events), default=None),
+        "extra_bytes_max": max((e.extra_bytes for e in events if e.extra_bytes is not None), default=None),
     }

@@ -142,7 +142,7 @@ def test_kv_use_is_weighted_by_time_and_follows_the_devices_through_a_merge():
 def test_transformations_add_up():
     events = [
         TransformationEvent("merge", (0, 1), 1.0, 1.5, 100, 0.02, "long"),
-        TransformationEvent("merge", (2, 3), 2.0, 2.25, 50, 0.01, "long"),
+        TransformationEvent("merge", (2, 3), 2.0, 2.25, 50, 0.01, "long", extra_bytes=1024),
         TransformationEvent("split", (0, 1), 5.0, 6.0, 10, 0.05, "idle"),
         TransformationEvent("split", (2, 3), 5.0, 9.0, 999, 3.0, "idle", error="worker 2 died"),
     ]
@@ -154,7 +154,7 @@ def test_transformations_add_up():
         "time_total_s": 1.75,
         "pause_total_s": pytest.approx(0.08),
         "pause_max_s": 0.05,
-        "extra_bytes_max": 0,
+        "extra_bytes_max": 1024,
     }
 
 

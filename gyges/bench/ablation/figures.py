@@ -116,7 +116,7 @@ def _pause(run: Run, slo: Slo | None) -> float | None:
 
 
 def _extra(run: Run, slo: Slo | None) -> float | None:
-    return max((float(event.extra_bytes) for event in _carried_out(run)), default=None)
+    return max((float(e.extra_bytes) for e in _carried_out(run) if e.extra_bytes is not None), default=None)
 
 
 RUN_FIGURES: tuple[RunFigure, ...] = (
