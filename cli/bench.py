@@ -276,3 +276,32 @@ def ablation(
         emit(document)
     if document["state"] in ("failed", "partial"):
         raise typer.Exit(130 if document["state"] == "partial" else 1)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges bench compare runs/before runs/after[/cyan]   "
+    "[cyan]gyges bench compare results/ablation/cells/all-off results/ablation/cells/all-on --metric ttft[/cyan]",
+)
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A B ...", help="Runs, cells, or ablations; all are compared with the first.", show_default=False
+        ),
+    ],
+    any_trace: Annotated[
+        bool,
+        typer.Option("--any-trace", help="Even if they replayed different traces: requests of equal id and lengths."),
+    ] = False,
+    metric: Annotated[str, typer.Option("--metric", help="For the tables by request: ttft, tpot or e2e.")] = "e2e",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-compare]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Results that replayed the same requests, request by request: which got worse, and why."""
+    from cli.bench_compare import compare_command
+
+    document = compare_command(human_console(json), paths, any_trace=any_trace, metric=metric, out=out)
+    if json:
+        emit(document)
