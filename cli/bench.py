@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.engine_options import build_engine_config
-from cli.option_groups import takes, with_defaults
+from cli.option_groups import adapted, takes
 from cli.output import JsonOption, emit, human_console
 from cli.trace_options import build_trace_options
 from gyges.config import EngineConfig
@@ -217,7 +217,11 @@ def capacity(
     "[cyan]gyges bench ablation --set scheduler=llf,on-demand --cells on --trace paper-mix-tiny[/cyan]   "
     "[cyan]gyges bench ablation --set device-memory=16MiB,24MiB --cells on,off --repeats 3[/cyan]",
 )
-@takes(engine=with_defaults(build_engine_config, device_memory="16MiB"), trace_options=build_trace_options)
+@takes(
+    # The toggles of the grid decide these.
+    engine=adapted(build_engine_config, without=("layout", "padding", "overlap"), device_memory="16MiB"),
+    trace_options=build_trace_options,
+)
 def ablation(
     *,
     trace: Annotated[

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 
-def with_defaults(builder: Callable[..., Any], **changes: Any) -> Callable[..., Any]:
-    """The builder, offered with other defaults for some of its options."""
+def adapted(builder: Callable[..., Any], *, without: Collection[str] = (), **defaults: Any) -> Callable[..., Any]:
+    """The builder, offered without some of its options, and with other defaults for some."""
     signature = inspect.signature(builder, eval_str=True)
-    unknown = changes.keys() - signature.parameters.keys()
+    unknown = ({*defaults, *without}) - signature.parameters.keys()
     assert not unknown, f"no such options: {unknown}"
 
     @functools.wraps(builder)
     def wrapper(**given: Any) -> Any:
-        return builder(**(changes | given))
+        return builder(**({name: p.default for name, p in signature.parameters.items()} | defaults | given))
 
-    parameters = [p.replace(default=changes.get(name, p.default)) for name, p in signature.parameters.items()]
+    offered = [p for name, p in signature.parameters.items() if name not in without]
+    parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in offered]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return wrapper
 

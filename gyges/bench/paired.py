@@ -18,6 +18,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 DRAWS = 1000
+_LEAST_DRAWS, _MOST_NUMBERS = 200, 20_000_000  # fewer draws where there are very many requests
 _CHUNK = 4_000_000  # numbers drawn at a time
 # 97.5 % quantiles of Student's t by degrees of freedom (any table of it); beyond, 1.96 + 2.4 / n is right to 0.1 %.
 _T = (
@@ -97,11 +98,15 @@ def paired_change(a: Floats, b: Floats, statistic: Statistic, seed: int = 0) -> 
     return Interval(float(found[0]), *_bounds(difference)), Interval(float(found[1]), *_bounds(ratio))
 
 
+def _draws(values: Floats) -> int:
+    return max(_LEAST_DRAWS, min(DRAWS, _MOST_NUMBERS // values.size))
+
+
 def _resampled(sides: tuple[Floats, ...], seed: int):  # type: ignore[no-untyped-def]
     """Chunks of the draws: for each side (draws, repeats x requests), drawn alike."""
     repeats, requests = sides[0].shape
     rng = np.random.default_rng([seed, 0xB007])
-    left = DRAWS
+    left = _draws(sides[0])
     while left:
         count = max(1, min(left, _CHUNK // (repeats * requests)))
         rows = rng.integers(repeats, size=(count, repeats, 1))
@@ -111,7 +116,7 @@ def _resampled(sides: tuple[Floats, ...], seed: int):  # type: ignore[no-untyped
 
 
 def _bounds(draws: Floats) -> tuple[float | None, float | None]:
-    if len(draws) < DRAWS or np.isnan(draws).any():
+    if np.isnan(draws).any():
         return None, None  # an infinite value against an infinite one says nothing
     ascending = np.sort(draws)
     # Nearest ranks: no arithmetic with infinities.

@@ -31,10 +31,13 @@ class MadeUp:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.broken: set[str] = set()
+        self.interrupted = ""
 
     def run(self, task: CellTask) -> None:
         mark = task.more["ablation"]
         self.ran.append(f"{mark['cell']} {mark['repeat']}")
+        if f"{mark['cell']} {mark['repeat']}" == self.interrupted:
+            raise KeyboardInterrupt
         if mark["cell"] in self.broken:
             raise CellError("worker 1 died (signal 9)")
         first = 0.05 if task.config.layout == "shard-pages" else 0.1
@@ -76,7 +79,7 @@ def config_of(sets=None, **more) -> AblationConfig:
 def the_backend() -> MadeUp:
     config_of()
     found = BACKENDS.get("made-up")
-    found.ran, found.broken = [], set()
+    found.ran, found.broken, found.interrupted = [], set(), ""
     return found
 
 

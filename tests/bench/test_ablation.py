@@ -1,17 +1,22 @@
 """The ablation around its cells: what runs when, what is kept, and what the figures say."""
 
 import csv
+import io
+import json
 import math
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from cli.bench_ablation import render
+from cli.bench_ablation import ablation_command, render
+from gyges.bench.ablation import engine
+from gyges.bench.ablation.backend import CellError, CellTask
 from gyges.bench.ablation.plot import write_plots
 from gyges.bench.ablation.run import plan
 from gyges.bench.ablation.table import columns, footnotes, latex, markdown, write_tables
 from gyges.bench.ablation.work import read_work, write_work
+from gyges.config import EngineConfig
 from gyges.metrics.results import load_manifest
 
 from .ablations import LENGTHS, config_of, make_work, run_made_up, the_backend
@@ -19,7 +24,8 @@ from .ablations import LENGTHS, config_of, make_work, run_made_up, the_backend
 
 @pytest.fixture
 def backend():
-    return the_backend()
+    yield the_backend()
+    the_backend()
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +84,14 @@ def test_an_engine_that_cannot_work_is_a_failed_cell_that_is_never_started(backe
     assert backend.ran == ["device-memory=16MiB 1", "device-memory=16MiB 2"]
 
 
-def test_long_is_the_same_for_all_cells_of_an_environment():
-    planned = plan(config_of({"device-memory": ("16MiB", "24MiB")}), make_work)
+def test_long_is_the_same_for_all_cells_that_are_compared():
+    memories = {"device-memory": ("16MiB", "24MiB")}
+    planned = plan(config_of(memories), make_work)
     limits = {(each.cell.environment["device-memory"], each.long_over) for each in planned}
     assert len(limits) == 2
-    low, high = sorted(limit for _, limit in limits)
-    assert low < high
+    assert len({limit for _, limit in limits}) == 2
+    # With one combination of toggles, these two are compared with each other.
+    assert len({each.long_over for each in plan(config_of(memories, kinds=("on",)), make_work)}) == 1
 
 
 def test_every_run_is_a_result_folder_that_says_how_it_came_about(done):
@@ -180,3 +188,43 @@ def test_requests_come_back_from_their_file_as_they_were(tmp_path):
     write_work(tmp_path / "work.parquet", items)
     assert read_work(tmp_path / "work.parquet") == list(items)
     assert len(items) == len(LENGTHS)
+
+
+def test_ctrl_c_keeps_what_is_there_and_the_same_command_goes_on(backend, tmp_path):
+    quiet = Console(file=io.StringIO())
+    config, out = config_of(kinds=("on", "off")), tmp_path / "out"
+
+    def go():
+        return ablation_command(quiet, config=config, make_work=make_work, out=out, dry_run=False)
+
+    backend.interrupted = "all off 2"
+    partial = go()
+    assert partial["state"] == "partial"
+    assert load_manifest(out)["state"] == "partial"
+    assert [cell["repeats"] for cell in json.loads((out / "ablation.json").read_text())["cells"]] == [[1, 2], [1]]
+    backend.ran, backend.interrupted = [], ""
+    whole = go()
+    assert (whole["state"], backend.ran) == ("complete", ["all off 2"])
+
+
+def test_an_ablation_of_which_every_cell_fails_has_failed(backend, tmp_path):
+    backend.broken = {"all on", "all off"}
+    config = config_of(kinds=("on", "off"))
+    quiet = Console(file=io.StringIO())
+    document = ablation_command(quiet, config=config, make_work=make_work, out=tmp_path / "out", dry_run=False)
+    assert document["state"] == "failed"
+    assert document["plots"] == []
+
+
+@pytest.mark.parametrize(
+    ("target", "scheduler", "said", "lasting"),
+    [("os:abort", "llf", "exit code -6", False), (engine._TARGET, "no-such-scheduler", "on-demand", True)],
+)
+def test_a_process_that_dies_or_refuses_is_a_failed_cell(monkeypatch, tmp_path, target, scheduler, said, lasting):
+    monkeypatch.setattr(engine, "_TARGET", target)
+    task = CellTask(
+        EngineConfig(), scheduler, tmp_path / "work", tmp_path / "out", "open", 1, None, {}, {}, timeout_s=60.0
+    )
+    with pytest.raises(CellError, match=said) as found:
+        engine.EngineBackend().run(task)
+    assert found.value.lasting == lasting

@@ -87,3 +87,10 @@ def test_one_repeat_has_no_interval_and_a_reference_of_zero_no_share():
     assert (difference.value, difference.low, share.value) == (1.0, None, 0.25)
     assert per_run_change([0.0, 0.0], [3.0, 3.0])[1] is None
     assert per_run_change([10.0, 20.0], [11.0, 21.0])[0].clear  # paired: the repeats' own level is out
+
+
+def test_very_many_requests_take_fewer_draws_and_little_time():
+    rng = np.random.default_rng(4)
+    a = rng.random((1, 200_000))
+    interval = paired_change(a, a + 1.0, mean)[0]
+    assert (interval.low, interval.high) == pytest.approx((1.0, 1.0))

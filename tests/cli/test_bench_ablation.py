@@ -97,6 +97,7 @@ def test_a_dry_run_shows_the_grid_and_starts_nothing(command, tmp_path):
         (["--mode", "sideways"], "asap"),
         (["--set", "trace=no-such-trace"], "ablation-tiny"),
         (["--slo", "speed=3"], "ttft"),
+        (["--layout", "token-first"], "No such option"),
     ],
 )
 def test_bad_input_ends_with_what_to_do_before_anything_starts(command, words, said):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.ablations import config_of, run_made_up
+from bench.ablations import config_of, run_made_up, the_backend
 from metrics.factory import busy_run, lost
 
 from gyges.bench.ablation.plot import write_plots as ablation_plots
@@ -29,6 +29,7 @@ def run_folder(path: Path) -> Path:
 
 
 def ablation_folder(path: Path) -> Path:
+    the_backend()
     config = config_of()
     with ResultFolder.create(
         path, "ablation", argv=ARGV, configuration=config.to_dict(), trace={"name": "made-up"}

@@ -57,13 +57,13 @@ def build(config: AblationConfig, planned: Sequence[Planned], root: Path, *, see
 
 
 def _workloads(planned: Sequence[Planned]) -> list[Document]:
-    """Each trace once, with how many of its requests are long (for the first cell that replays it)."""
-    found: dict[str, Document] = {}
+    """Each trace once, with how many of its requests are long; again where that differs between environments."""
+    found: dict[tuple[str, int | None], Document] = {}
     for each in planned:
         lengths = [len(i.request.prompt) + i.request.sampling.max_tokens for i in each.work.items]
         long = None if each.long_over is None else sum(length > each.long_over for length in lengths)
         found.setdefault(
-            each.work.sha256,
+            (each.work.sha256, each.long_over),
             {
                 "name": each.work.trace.get("name"),
                 "content_sha256": each.work.sha256,
@@ -116,6 +116,7 @@ def _cell(each: Planned, runs: Mapping[int, Run], reference: Mapping[int, Run], 
         "repeats": repeats,
         "error": each.error or None,
         "trace_sha256": each.work.sha256,
+        "long_over_tokens": each.long_over,
         "key": each.key,
         "figures": figures,
         "per_request": _per_request(runs, reference, common, seed) if compared else None,

@@ -14,6 +14,7 @@ from gyges.bench.child import Child, ChildError
 from gyges.config import EngineConfig, available_cores
 
 _USER_ERRORS = ("UserError:", "UnknownNameError:")
+_TARGET = "gyges.bench.ablation.engine:EngineRun"
 _START_S = 6.0  # until the first request, and from the last one to the end of the process
 
 
@@ -70,9 +71,8 @@ class EngineBackend:
     simulated = False
 
     def run(self, task: CellTask) -> None:
-        target = "gyges.bench.ablation.engine:EngineRun"
         try:
-            with Child(target, available_cores()) as child:
+            with Child(_TARGET, available_cores()) as child:
                 done = child.call(
                     "run",
                     task.timeout_s,

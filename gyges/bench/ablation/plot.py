@@ -61,7 +61,7 @@ def write_plots(folder: Path, document: Document, root: Path) -> list[Path]:
     for index, cells in enumerate(groups, start=1):
         suffix = "" if len(groups) == 1 else f"-{index}"
         label = _label(document, cells)
-        runs = {cell["name"]: _runs(cell, document, root) for cell in cells}
+        runs = {cell["name"]: _runs(cell, root) for cell in cells}
         figures[f"bars{suffix}"] = bars(cells, label=label, goodput=bool(document["configuration"]["slo"]))
         if (steps := contributions(cells, label=label)) is not None:
             figures[f"contributions{suffix}"] = steps
@@ -92,10 +92,9 @@ def _short(text: str) -> str:
     return text if len(text) <= 50 else f"{text[:49]}…"
 
 
-def _runs(cell: Document, document: Document, root: Path) -> list[Run]:
-    work = next(w for w in document["workloads"] if w["content_sha256"] == cell["trace_sha256"])
+def _runs(cell: Document, root: Path) -> list[Run]:
     folders = (root / "cells" / cell["slug"] / f"r{repeat}" for repeat in cell["repeats"])
-    return [Run.read(folder, work["long_over_tokens"]) for folder in folders]
+    return [Run.read(folder, cell["long_over_tokens"]) for folder in folders]
 
 
 def _colour(cell: Document) -> str:
@@ -246,6 +245,7 @@ def _styles(cells: Sequence[Document]) -> list[tuple[str, str, float]]:
     parts = list(cells[0]["state"])
     usual = len({tuple(cell["state"].items()) for cell in cells}) == len(cells) > 1
     cycle = itertools.cycle(itertools.product(_DASHES, _COLOURS))
+    pairs = itertools.cycle(itertools.product(_DASHES[2:], _COLOURS))
     found = []
     for cell in cells:
         on = [name for name in parts if cell["state"][name]]
@@ -259,7 +259,8 @@ def _styles(cells: Sequence[Document]) -> list[tuple[str, str, float]]:
             missing = next(name for name in parts if name not in on)
             found.append((_COLOURS[parts.index(missing) % len(_COLOURS)], "--", 1.3))
         else:
-            dashes, colour = next(cycle)
+            # In a factorial, solid and dashed lines are taken.
+            dashes, colour = next(pairs if usual else cycle)
             found.append((colour, dashes, 1.3))
     return found
 

@@ -89,7 +89,7 @@ class Planned:
 def plan(config: AblationConfig, make_work: MakeWork) -> list[Planned]:
     """Every cell; those that cannot work have their error set. Raises UserError where the trace or an axis cannot be read."""
     works: dict[tuple[Any, ...], Work] = {}
-    limits: dict[tuple[Any, ...], int | None] = {}
+    limits: dict[str, int | None] = {}
     planned = []
     cells = config.grid.cells()
     for cell in cells:
@@ -100,17 +100,17 @@ def plan(config: AblationConfig, make_work: MakeWork) -> list[Planned]:
             lowest = _lowest_tokens(engine, scheduler)
         except UserError as problem:
             engine, lowest, error = config.base, None, str(problem)
-        # A request is long in all cells of an environment or in none: by the first cell that works there.
-        place = tuple((n, v) for n, v in cell.environment.items() if AXES.get(n).of == "engine")
-        if limits.get(place) is None:
-            limits[place] = lowest
+        # A request is long in all cells that are compared or in none: by the first of them that works.
+        if limits.get(cell.reference) is None:
+            limits[cell.reference] = lowest
+        long_over = limits[cell.reference]
         trace = {n: v for n, v in cell.settings.items() if AXES.get(n).of == "trace"}
-        which = (tuple(trace.items()), limits[place] if "long-share" in trace else None)
+        which = (tuple(trace.items()), long_over if "long-share" in trace else None)
         if which not in works:
-            works[which] = make_work(trace, limits[place])
+            works[which] = make_work(trace, long_over)
         work = works[which]
         key = _key(config, engine, scheduler, work)
-        planned.append(Planned(cell, engine, scheduler, work, limits[place], key, error, bool(error)))
+        planned.append(Planned(cell, engine, scheduler, work, long_over, key, error, bool(error)))
     return planned
 
 
