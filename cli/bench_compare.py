@@ -26,7 +26,9 @@ def compare_command(
     pairs = pairs_of(paths, any_trace=any_trace)
     document = compare(pairs, metric)
     traces = {side.trace_sha256 for pair in pairs for side in (pair.a, pair.b)}
-    about = {"configuration": {"paths": [str(path) for path in paths], "any_trace": any_trace, "metric": metric}}
+    about: dict[str, Any] = {
+        "configuration": {"paths": [str(path) for path in paths], "any_trace": any_trace, "metric": metric}
+    }
     with ResultFolder.create(
         out, "compare", **about, trace_sha256=next(iter(traces)) if len(traces) == 1 else None
     ) as folder:

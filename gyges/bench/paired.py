@@ -53,7 +53,7 @@ def percentile(p: float) -> Statistic:
         ascending = np.sort(rows, axis=1)
         rank = (rows.shape[1] - 1) * p / 100
         below = math.floor(rank)
-        low = ascending[:, below]
+        low: Floats = ascending[:, below]
         if rank == below:
             return low
         high = ascending[:, below + 1]

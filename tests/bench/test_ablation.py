@@ -183,6 +183,13 @@ def test_every_plot_is_written(done, tmp_path):
     assert names == {f"{n}.{s}" for n in ("bars", "contributions", "latency_cdf", "timeline") for s in ("png", "svg")}
 
 
+def test_cells_that_are_compared_with_nothing_share_a_plot(backend, tmp_path):
+    _, document = run_made_up(tmp_path, config_of({"rate": ("1", "2")}, kinds=("on",), repeats=1))
+    assert [cell["reference"] for cell in document["cells"]] == [None, None]
+    names = {path.stem for path in write_plots(tmp_path / "plots", document, tmp_path)}
+    assert names == {"bars", "latency_cdf", "timeline"}
+
+
 def test_requests_come_back_from_their_file_as_they_were(tmp_path):
     items = make_work({}, None).items
     write_work(tmp_path / "work.parquet", items)

@@ -76,6 +76,8 @@ def test_what_is_done_is_shown_and_not_run_again(folder, words, command):
     assert again.err.count("kept") == 2
     assert {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*/*")} == before
     assert again.document["folder"] == str(folder)
+    assert again.document["report"] == str(folder / "report.html")
+    assert f"report:  {folder / 'report.html'}" in again.err
 
 
 def test_a_dry_run_shows_the_grid_and_starts_nothing(command, tmp_path):

@@ -132,16 +132,17 @@ RUN_FIGURES: tuple[RunFigure, ...] = (
 
 def _latencies() -> tuple[LatencyFigure, ...]:
     found = []
-    for group in ("short", "long"):
+    groups: tuple[Literal["short", "long"], ...] = ("short", "long")
+    for group in groups:
         for name, latency in (("ttft", d.ttft_s), ("tpot", d.tpot_s)):
             for p in (50, 99):
-                found.append(
-                    LatencyFigure(f"{group}_{name}_p{p}_s", f"{name.upper()} p{p}", "ms", latency, p, group)  # type: ignore[arg-type]
-                )
+                found.append(LatencyFigure(f"{group}_{name}_p{p}_s", f"{name.upper()} p{p}", "ms", latency, p, group))
     return tuple(found)
 
 
 LATENCY_FIGURES = _latencies()
-FIGURES: dict[str, RunFigure | LatencyFigure] = {f.key: f for f in (*RUN_FIGURES, *LATENCY_FIGURES)}
+Figure = RunFigure | LatencyFigure
+_ALL: tuple[Figure, ...] = (*RUN_FIGURES, *LATENCY_FIGURES)
+FIGURES: dict[str, Figure] = {figure.key: figure for figure in _ALL}
 # What the change against the reference is shown for; ablation.json has it for every figure.
 HEADLINES = ("output_tokens_per_s", "short_ttft_p99_s", "long_ttft_p99_s")

@@ -71,18 +71,21 @@ def write_plots(folder: Path, document: Document, root: Path) -> list[Path]:
 
 
 def _groups(document: Document) -> list[list[Document]]:
-    """Cells by what they are compared with; those that could not be run are left out."""
+    """Cells by what they are compared with, those that are compared with nothing together; without those that could not run."""
     found: dict[str, list[Document]] = {}
     for cell in document["cells"]:
         if cell["repeats"]:
             found.setdefault(cell["reference"] or cell["name"], []).append(cell)
-    return list(found.values())
+    alone = [cells[0] for cells in found.values() if len(cells) == 1]
+    return [cells for cells in found.values() if len(cells) > 1] + ([alone] if alone else [])
 
 
 def _label(document: Document, cells: Sequence[Document]) -> str:
-    work = next(w for w in document["workloads"] if w["content_sha256"] == cells[0]["trace_sha256"])
+    traces = {cell["trace_sha256"] for cell in cells}
+    work = next(w for w in document["workloads"] if w["content_sha256"] in traces)
     repeats = f"{document['repeats']} repeats" if document["repeats"] > 1 else "one repeat"
-    text = f"{_short(str(work['name']))}, {work['requests']} requests, {repeats}"
+    what = f"{_short(str(work['name']))}, {work['requests']} requests" if len(traces) == 1 else f"{len(traces)} traces"
+    text = f"{what}, {repeats}"
     if document["simulated"]:
         text += ", simulated"
     return text + "".join(f"\n{note}" for note in document["notes"])

@@ -33,8 +33,20 @@ from gyges.metrics.slo import parse_slo
 Progress = Callable[[str], None]
 # (settings of the trace's axes, tokens above which a request is long or None where that is not known) -> requests
 MakeWork = Callable[[Mapping[str, str], int | None], Work]
-_MEASURED = ("core.py", "config.py", "sampling.py", "engine", "kernels", "kv_cache", "memory", "models", "parallel")
-_MEASURED += ("scheduling", "sim", "transform")
+_MEASURED = (
+    "core.py",
+    "config.py",
+    "sampling.py",
+    "engine",
+    "kernels",
+    "kv_cache",
+    "memory",
+    "models",
+    "parallel",
+    "scheduling",
+    "sim",
+    "transform",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +178,7 @@ def _is_done(folder: Path, key: str) -> bool:
         manifest = load_manifest(folder)
     except UserError:
         return False
-    return manifest["state"] == "complete" and manifest.get("ablation", {}).get("key") == key
+    return bool(manifest["state"] == "complete" and manifest.get("ablation", {}).get("key") == key)
 
 
 def estimate_s(config: AblationConfig, planned: Sequence[Planned], root: Path | None) -> float:
