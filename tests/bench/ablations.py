@@ -31,6 +31,7 @@ class MadeUp:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.broken: set[str] = set()
+        self.late: set[str] = set()
         self.interrupted = ""
 
     def run(self, task: CellTask) -> None:
@@ -54,6 +55,9 @@ class MadeUp:
         samples = [sample(0.0, "a", (0,)), sample(0.0, "b", (1,)), sample(2.0, "a", (0,))]
         with ResultFolder.create(task.folder, "run", **task.about) as folder:
             folder.update_manifest(**task.more)
+            late = f"{mark['cell']} {mark['repeat']}" in self.late
+            for record in records:
+                record.sent_s = record.scheduled_s + 0.04 * late
             folder.save(records, samples, events, summarize(records, samples, events))
 
     def estimate_s(self, duration_s: float) -> float:
@@ -79,7 +83,7 @@ def config_of(sets=None, **more) -> AblationConfig:
 def the_backend() -> MadeUp:
     config_of()
     found = BACKENDS.get("made-up")
-    found.ran, found.broken, found.interrupted = [], set(), ""
+    found.ran, found.broken, found.late, found.interrupted = [], set(), set(), ""
     return found
 
 

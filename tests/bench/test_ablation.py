@@ -77,6 +77,15 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(backend, tmp_path):
     write_plots(tmp_path / "plots", document, tmp_path)
 
 
+def test_a_replay_that_fell_behind_is_marked_invalid(backend, tmp_path):
+    backend.late = {"all on 2"}
+    _, document = run_made_up(tmp_path, config_of(kinds=("on", "off")))
+    cells = by_name(document)
+    assert (list(cells["all on"]["invalid"]), cells["all off"]["invalid"]) == (["2"], {})
+    assert [note for note in footnotes(document) if "INVALID, repeat 2" in note and "fell behind" in note]
+    assert "all on *" in markdown(document)
+
+
 def test_an_engine_that_cannot_work_is_a_failed_cell_that_is_never_started(backend, tmp_path):
     _, document = run_made_up(tmp_path, config_of({"device-memory": ("1MiB", "16MiB")}, kinds=("on",)))
     cells = by_name(document)

@@ -129,9 +129,10 @@ def _mixed_long(p: Mapping[str, float]) -> list[Stream]:
 
 def _ablation_tiny(p: Mapping[str, float]) -> list[Stream]:
     # Ten cells, each in an engine of its own, in under five minutes: seconds of arrivals, and yet several requests that fit
-    # no TP1 instance, with enough time between them that a scheduler may split again, or not.
+    # no TP1 instance, with enough time between them that a scheduler may split again, or not. Prompts are long enough that
+    # a send lag of the system's tick (4 ms) is under 5 % of the median TTFT, outputs that some decode while others merge.
     short = _stream(
-        "poisson", "lognormal:350:0.5:96:1200", "lognormal:90:0.4:32:192", p["duration"], rate=p["short_rate"]
+        "poisson", "lognormal:850:0.4:300:1800", "lognormal:110:0.4:48:220", p["duration"], rate=p["short_rate"]
     )
     every = 1 / p["long_rate"]
     long = _stream("constant", "uniform:3300:3900", "32", p["duration"], rate=p["long_rate"], start=0.3 * every)
@@ -223,7 +224,7 @@ MIXES.add(
     "ablation-tiny",
     NamedMix(
         "the default of `bench ablation`: a few seconds of short requests, some that make instances merge",
-        {"duration": 6.0, "short_rate": 5.0, "long_rate": 0.5},
+        {"duration": 6.0, "short_rate": 3.0, "long_rate": 0.5},
         _ablation_tiny,
     ),
 )

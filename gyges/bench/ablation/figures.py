@@ -6,6 +6,7 @@ reported apart, since what helps one may cost the other.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,19 +26,24 @@ SCALES: dict[Unit, float] = {"ms": 1e3, "%": 100.0, "MiB": 1 / (1 << 20)}
 
 @dataclass(frozen=True)
 class Run:
-    """One replay, read from its folder; ``records`` in the order of their ids, ``long``: which of them are."""
+    """One replay, read from its folder; ``records`` in the order of their ids, ``long``: which of them are.
+
+    invalid: why its figures must not be trusted: the replayer fell behind.
+    """
 
     records: list[RequestRecord]
     samples: list[TimelineSample]
     events: list[TransformationEvent]
     long: np.ndarray
+    invalid: str | None = None
 
     @classmethod
     def read(cls, folder: Path, long_over: int | None) -> Run:
         """``long_over``: tokens above which a request is long; None: none is."""
         records = sorted(read_requests(folder / "requests.parquet"), key=lambda r: r.request_id)
         samples, events = read_timeline(folder / "timeline.parquet")
-        return cls(records, samples, events, is_long(records, long_over))
+        replay = json.loads((folder / "summary.json").read_text())["replay"]
+        return cls(records, samples, events, is_long(records, long_over), None if replay["valid"] else replay["reason"])
 
 
 def is_long(records: Sequence[RequestRecord], long_over: int | None) -> np.ndarray:

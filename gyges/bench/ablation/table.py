@@ -40,8 +40,8 @@ class Column:
 
 
 def label(cell: Document) -> str:
-    """The cell's name as it stands in tables; marked where it is incomplete."""
-    return f"{cell['name']} *" if cell["error"] else str(cell["name"])
+    """The cell's name as it stands in tables; marked where a footnote speaks of it."""
+    return f"{cell['name']} *" if cell["error"] or cell["invalid"] else str(cell["name"])
 
 
 def columns(document: Document) -> list[Column]:
@@ -111,6 +111,11 @@ def footnotes(document: Document) -> list[str]:
     if document["repeats"] == 1:
         lines.append("one repeat: figures of a whole run have no interval")
     lines += [f"{cell['name']} *: {cell['error'].splitlines()[0]}" for cell in document["cells"] if cell["error"]]
+    lines += [
+        f"{cell['name']} *: INVALID, repeat {repeat}: {reason}"
+        for cell in document["cells"]
+        for repeat, reason in cell["invalid"].items()
+    ]
     return lines + list(document["notes"])
 
 
