@@ -108,6 +108,8 @@ def test_the_page_never_scrolls_sideways_on_a_phone(opened):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     font = browser.execute_script("return parseFloat(getComputedStyle(document.querySelector('td')).fontSize)")
     assert font >= 12
+    widths = browser.execute_script("return [...document.images].map(i => i.getBoundingClientRect().width)")
+    assert min(widths) >= 700, "a plot that narrow cannot be read; it must scroll in its frame"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
