@@ -64,6 +64,7 @@ TORCH_FREE = [
     "gyges.kv_cache.blocks", "gyges.parallel.sharding", "gyges.parallel.weight_layout", "gyges.parallel.arena",
     "gyges.models.config", "gyges.models.hub", "gyges.models.resident", "gyges.transform.plan", "gyges.engine.placement",
     "gyges.engine.engine", "gyges.metrics.summary", "workloads",
+    "gyges.sim.hardware", "gyges.sim.models", "gyges.sim.cost.sources", "gyges.sim.cost.analytic",
 ]  # fmt: skip
 
 
