@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, trace
+from cli import bench, sim, trace
 from cli.report import report
 from gyges.errors import EngineError, UserError
 from gyges.version import __version__
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(bench.app)
 app.add_typer(trace.app)
+app.add_typer(sim.app)
 app.command()(report)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gyges.errors import UserError
 from gyges.registry import Registry
 from gyges.sim.cost.base import CostModel
 from gyges.sim.hardware import Hardware
@@ -30,6 +31,18 @@ def _analytic(spec: CostSpec) -> CostModel:
     from gyges.sim.cost.analytic import AnalyticCost
 
     return AnalyticCost(spec.model, spec.hardware, spec.degree)
+
+
+@COST_SOURCES.register("tables")
+def _tables(spec: CostSpec) -> CostModel:
+    from gyges.sim.cost.bundle import read_bundle
+    from gyges.sim.cost.tables import TableCost
+
+    if spec.profile is None:
+        raise UserError(
+            "the cost source 'tables' reads a bundle of measured operators; give its folder with --profile DIR"
+        )
+    return TableCost(read_bundle(spec.profile), spec.model.geometry, spec.degree, spec.hardware)
 
 
 def cost_model(source: str, spec: CostSpec) -> CostModel:

@@ -16,7 +16,7 @@ from typing import Any
 from gyges.errors import UnknownNameError, UserError
 
 _EFFICIENCIES = ("compute", "memory", "link")
-_OVERHEADS = ("step_s", "layer_s", "all_reduce_s")
+_OVERHEADS = ("step_s", "layer_s", "all_reduce_s", "kernel_gap_s", "launch_gap_s")
 _NUMBERS = (
     "devices_per_host", "memory_bytes", "memory_bytes_per_s", "link_bytes_per_s", "memory_utilization", "reserve_bytes",
 )  # fmt: skip
@@ -29,9 +29,12 @@ class Hardware:
     """One kind of device. Bytes, bytes/s, FLOP/s (dense) and seconds, of one device.
 
     flops: by dtype ("bfloat16", "float32").   link_bytes_per_s: one direction, to all peers of the host together.
-    *_efficiency: the share of the figure before it that kernels reach.   step_s, layer_s: time of a step and of a layer that no
-    roofline has; all_reduce_s: least time of one all-reduce.   memory_utilization: the share of memory_bytes that an engine
-    takes; reserve_bytes: what of that is neither weights nor KV cache.
+    *_efficiency: the share of the figure before it that kernels reach.
+    step_s, layer_s: time of a step and of a layer that no roofline has.   all_reduce_s: least time of one all-reduce.
+    kernel_gap_s, launch_gap_s: so long a device idles between two kernels, in a CUDA graph and outside one; measured tables hold
+    the kernels alone.
+    memory_utilization: the share of memory_bytes that an engine takes.   reserve_bytes: what of it is neither
+    weights nor KV cache.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Hardware:
     step_s: float
     layer_s: float
     all_reduce_s: float
+    kernel_gap_s: float
+    launch_gap_s: float
     memory_utilization: float
     reserve_bytes: float
     sources: dict[str, str]
@@ -59,6 +64,12 @@ class Hardware:
                 f"hardware {self.name!r} has no flops for {dtype}; add it to its file, or choose another dtype"
             )
         return self.flops[dtype]
+
+
+def hardware_named(text: str) -> str | None:
+    """The bundled description that ``text`` ("RTXPRO6000") names, up to case and punctuation; None if none does."""
+    plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    return next((name for name in known_hardware() if name.replace("-", "") == plain), None)
 
 
 def known_hardware() -> list[str]:
@@ -138,7 +149,7 @@ def parse_hardware(name: str, text: str) -> Hardware:
 def _mapping(name: str, values: dict[str, Any], field: str) -> dict[str, Any]:
     if not isinstance(values[field], dict):
         raise UserError(f"hardware {name!r}: {field} must be a mapping")
-    return values[field]
+    return dict(values[field])
 
 
 def _number(name: str, field: str, value: Any, least: float | None = None) -> float:
