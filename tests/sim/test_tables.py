@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import META, attention_us, make_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from gyges.sim.cost.curves import Curve
 from gyges.sim.cost.tables import TableCost
 from gyges.sim.hardware import load_hardware
 from gyges.sim.models import sim_model
-from tests.sim.bundles import META, attention_us, make_bundle
 
 TINY = sim_model("tiny").geometry  # 4 layers
 SKEWED = """model: tiny

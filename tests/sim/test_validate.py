@@ -1,11 +1,12 @@
 """Measured runs replayed: the pipelined instance by hand, files, and the ground truth where there is one."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import VLLM_META as META
+from bundles import make_bundle, write_run
 
 from gyges.errors import UserError
 from gyges.scheduling.batching import BatchLimits
@@ -13,15 +14,8 @@ from gyges.sim.cost.base import StepShape
 from gyges.sim.measured_run import read_run
 from gyges.sim.pipelined import PipelinedInstance, PipelinedRequest
 from gyges.sim.validate import validate
-from tests.cli.command import gyges
-from tests.sim.bundles import make_bundle
 
 LIMITS = BatchLimits(max_batch_tokens=64, max_seqs=2, block_size=4)
-META = {
-    "model": "tiny",
-    "vllm_version": "0.19.0",
-    "engine_kwargs": {"max_num_seqs": 2, "max_num_batched_tokens": 64, "tensor_parallel_size": 1},
-}
 
 
 class OneSecond:
@@ -72,23 +66,15 @@ def test_a_request_that_can_never_fit_is_refused():
         serve([PipelinedRequest(0.0, 100, 10)], 2, kv_tokens=60)
 
 
-def files(folder: Path, meta=None, **fields) -> tuple[Path, Path]:
-    row = {"input_toks": 8, "output_toks": 4, "queued_ts": 10.0, "scheduled_ts": 10.0, "first_token_ts": 11.0}
-    rows = [{**row, "last_token_ts": 14.0, **fields}, {**row, "queued_ts": 10.5, "last_token_ts": 14.5}]
-    (folder / "requests.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    (folder / "meta.json").write_text(json.dumps(META if meta is None else meta))
-    return folder / "requests.jsonl", folder / "meta.json"
-
-
 def test_a_run_is_read_relative_to_its_first_request_with_the_clocks_aligned(tmp_path):
-    run = read_run(*files(tmp_path))
+    run = read_run(*write_run(tmp_path))
     assert [r.arrival_s for r in run.requests] == [0.0, 0.5]
     assert run.served[0].last_token_s == 4.0
     assert (run.depth, run.graph_tokens, run.limits.max_seqs) == (2, 4, 2)
 
 
 def test_an_older_version_schedules_one_step_at_a_time(tmp_path):
-    assert read_run(*files(tmp_path, {**META, "vllm_version": "0.10.2"})).depth == 1
+    assert read_run(*write_run(tmp_path, {**META, "vllm_version": "0.10.2"})).depth == 1
 
 
 @pytest.mark.parametrize(
@@ -104,11 +90,11 @@ def test_an_older_version_schedules_one_step_at_a_time(tmp_path):
 )
 def test_bad_files_are_refused_with_file_line_and_field(tmp_path, fields, meta, said):
     with pytest.raises(UserError, match=said):
-        read_run(*files(tmp_path, meta, **fields))
+        read_run(*write_run(tmp_path, meta, **fields))
 
 
 def test_errors_are_signed_simulated_over_measured(tmp_path):
-    requests, meta = files(tmp_path)
+    requests, meta = write_run(tmp_path)
     (tmp_path / "profile").mkdir()
     document = validate(requests, meta, make_bundle(tmp_path / "profile"))
     e2e = document["latencies"]["e2e_s"]["mean"]
@@ -119,24 +105,12 @@ def test_errors_are_signed_simulated_over_measured(tmp_path):
 
 
 def test_a_card_that_is_not_known_is_asked_for(tmp_path):
-    requests, meta = files(tmp_path)
+    requests, meta = write_run(tmp_path)
     (tmp_path / "profile").mkdir()
     profile = make_bundle(tmp_path / "profile", meta="hardware: GB300\n")
     with pytest.raises(UserError, match=r"'GB300'.*--hardware.*h20"):
         validate(requests, meta, profile)
     assert validate(requests, meta, profile, "a100-40g")["hardware"] == "a100-40g"
-
-
-def test_the_command_prints_one_document_and_keeps_it_with_a_plot(tmp_path, capfd, monkeypatch):
-    requests, meta = files(tmp_path)
-    (tmp_path / "profile").mkdir()
-    profile = make_bundle(tmp_path / "profile")
-    arguments = ("--requests", requests, "--meta", meta, "--profile", profile, "--out", tmp_path / "out", "--json")
-    outcome = gyges(capfd, monkeypatch, "sim", "validate", *arguments)
-    assert outcome.code == 0
-    kept = json.loads((tmp_path / "out" / "validate.json").read_text())
-    assert kept["latencies"] == outcome.document["latencies"]
-    assert (tmp_path / "out" / "plots" / "validation.png").stat().st_size > 1000
 
 
 TRUTH = os.environ.get("GYGES_GROUND_TRUTH")

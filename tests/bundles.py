@@ -1,10 +1,13 @@
-"""A small bundle of operator times whose figures are simple formulas, so that a test can say what a step must cost."""
+"""A small bundle of operator times whose figures are simple formulas, so that a test can say what a step must cost;
+and files of a measured run."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 META = "model: tiny\nhardware: H20\ntp_degrees: [1]\n"
 DENSE = (
@@ -50,3 +53,18 @@ def make_bundle(folder: Path, degrees: Iterable[int] = (1,), meta: str = META) -
         header = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
         write(tp / "attention.csv", header, [(*point, attention_us(*point)) for point in points])
     return folder
+
+
+VLLM_META = {
+    "model": "tiny",
+    "vllm_version": "0.19.0",
+    "engine_kwargs": {"max_num_seqs": 2, "max_num_batched_tokens": 64, "tensor_parallel_size": 1},
+}
+
+
+def write_run(folder: Path, meta: Any = None, **fields: Any) -> tuple[Path, Path]:
+    row = {"input_toks": 8, "output_toks": 4, "queued_ts": 10.0, "scheduled_ts": 10.0, "first_token_ts": 11.0}
+    rows = [{**row, "last_token_ts": 14.0, **fields}, {**row, "queued_ts": 10.5, "last_token_ts": 14.5}]
+    (folder / "requests.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    (folder / "meta.json").write_text(json.dumps(VLLM_META if meta is None else meta))
+    return folder / "requests.jsonl", folder / "meta.json"
