@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import bench, sim, trace
+from cli.profile import profile
 from cli.report import report
 from gyges.errors import EngineError, UserError
 from gyges.version import __version__
@@ -25,6 +26,7 @@ app.add_typer(bench.app)
 app.add_typer(trace.app)
 app.add_typer(sim.app)
 app.command()(report)
+app.command()(profile)
 
 
 def _print_version(wanted: bool) -> None:

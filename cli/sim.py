@@ -38,3 +38,27 @@ def validate(
     document = validate_command(human_console(json), requests, meta, profile, hardware, out)
     if json:
         emit(document)
+
+
+@app.command(
+    epilog="Example:  [cyan]gyges profile --out profile[/cyan]   "
+    "[cyan]gyges bench run --devices 1 --rate-scale 0.5 --out run[/cyan]   [cyan]gyges sim agree run --profile profile[/cyan]",
+)
+def agree(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Result folder of gyges bench run, without merges and splits.")
+    ],
+    profile: Annotated[
+        Path, typer.Option("--profile", metavar="DIR", help="What gyges profile wrote on that machine.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-sim-agree]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Simulate a run of this project's engine from a profile of it, and print the signed errors of the simulation."""
+    from cli.sim_agree import agree_command
+
+    document = agree_command(human_console(json), run, profile, out)
+    if json:
+        emit(document)

@@ -13,7 +13,8 @@ from rich.table import Table
 from cli.bench_tables import met, table
 from cli.render import number, seconds
 from gyges.metrics.results import ResultFolder
-from gyges.sim.validate import STATISTICS, validate
+from gyges.sim.compare import STATISTICS
+from gyges.sim.validate import validate
 from gyges.sim.validate_plot import write_plot
 
 _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "queue_s": "queueing"}
@@ -27,7 +28,8 @@ def validate_command(
     inputs = {"requests": str(requests), "meta": str(meta), "profile": str(profile), "hardware": document["hardware"]}
     with ResultFolder.create(out, "sim-validate", configuration=inputs) as folder:
         folder.write_json("validate.json", document)
-        plots = write_plot(folder.plots, document)
+        title = f"{document['model']}, {document['engine']}, {document['hardware']}"
+        plots = write_plot(folder.plots, document, title)
     render(console, document)
     console.print(f"results: {folder.path}", soft_wrap=True, highlight=False)
     return {**document, "folder": str(folder.path), "plots": [str(path) for path in plots]}
@@ -40,12 +42,17 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
         f"{document['requests']} measured requests, simulated",
         highlight=False,
     )
+    render_errors(console, document)
+
+
+def render_errors(console: Console, document: Mapping[str, Any]) -> None:
     console.print(errors_table(document))
     for name, unit in (("throughput", " tokens/s"), ("duration_s", " s")):
-        pair = document[name]
+        values, goal = document[name], document["goals"].get(name)
         console.print(
-            f"{name.removesuffix('_s')}: measured {number(pair['measured'])}{unit}, simulated {number(pair['simulated'])}{unit}, "
-            f"{signed(pair['error'])}",
+            f"{name.removesuffix('_s')}: measured {number(values['measured'])}{unit}, "
+            f"simulated {number(values['simulated'])}{unit}, {signed(values['error'])}"
+            + (f" (within {goal['limit']:.1%}: {met(goal['met'])})" if goal else ""),
             highlight=False,
         )
     for note in document["notes"]:
