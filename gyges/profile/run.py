@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gyges.parallel.arena import SharedArena
 from gyges.profile.grid import Limits, Point, attention_points, dense_points
 from gyges.sim.cost.base import StepShape
 from gyges.sim.cost.bundle import ATTENTION_COLUMNS, PER_LAYER, read_bundle
+from gyges.sim.cost.curves import Curve
 from gyges.sim.cost.tables import TableCost
 
 Progress = Callable[[str], None]
@@ -29,8 +31,9 @@ Times = list[tuple[Point, dict[str, float]]]
 
 _START_S, _POINTS_S = 180.0, 900.0
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128)
-_WARM, _COUNTED = 20, 40  # tokens of each request where whole steps are timed
-_PROMPT = 32
+_CHUNKS = (64, 128, 256, 512, 1024, 2048)
+_WARM, _TOKENS = 4, 84  # output tokens of each request where whole steps are timed; the first ones do not count
+_PROMPT, _PREFILLS = 32, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,9 @@ def profile(config: ProfileConfig, folder: Path, progress: Progress) -> dict[str
         write_per_sequence(tables / "per_sequence.csv", dense, {})
         progress(f"TP{degree}: whole steps of the running engine")
         cost = TableCost(read_bundle(folder), engine.geometry, degree)
-        write_per_sequence(tables / "per_sequence.csv", dense, step_rests(engine, cost, limits, config.quick))
+        decodes, prefills = step_rests(engine, cost, limits, config.quick)
+        write_per_sequence(tables / "per_sequence.csv", dense, decodes)
+        write_dense(tables / "dense.csv", dense, layers, degree, prefills)
     progress("done")
     return meta
 
@@ -117,42 +122,70 @@ def _run_points(engine: Engine, limits: Limits, config: ProfileConfig) -> tuple[
     return times[: len(dense)], times[len(dense) :]
 
 
-def step_rests(engine: Engine, cost: TableCost, limits: Limits, quick: bool) -> dict[int, float]:
-    """Sequences -> seconds of a decode step of the running engine beyond its operators.
+def step_rests(
+    engine: Engine, cost: TableCost, limits: Limits, quick: bool
+) -> tuple[dict[int, float], dict[int, float]]:
+    """What steps of the running engine take beyond their operators: controller, messages, processes that wake. Seconds, 0 at
+    least.
 
-    The engine serves so many requests at once; the median time between a request's tokens, once all of them decode, is the
-    time of a step: controller, messages and everything. Not below 0.
+    decode steps: sequences -> the mean time between a request's tokens, where the engine serves so many at once.
+    prefill steps: tokens -> from when a request is put in a batch to its first token, one request after the other.
     """
-    tokens = _WARM + _COUNTED
-    rests: dict[int, float] = {}
-    held = -(-(_PROMPT + tokens) // limits.block_size) * limits.block_size
-    counts = [n for n in _SEQUENCES if n <= limits.max_seqs and n * held <= limits.kv_tokens]
     with Engine(engine.config, "llf") as running:
-        for n in counts[::3] if quick else counts:
-            prompt = tuple(2 + i % 7 for i in range(_PROMPT))
-            requests = [
-                Request(f"{n}-{i}", prompt, SamplingParams(max_tokens=tokens, ignore_eos=True)) for i in range(n)
-            ]
-            gaps, operators = [], []
-            for output in running.generate(requests):
-                times = output.token_times
-                gaps += [b - a for a, b in zip(times[_WARM:], times[_WARM + 1 :], strict=False)]
-            for i in range(_WARM, tokens):
-                context = _PROMPT + i
-                operators.append(cost.step_s(StepShape(n, n * context, context, (), n)))
-            rests[n] = max(statistics.median(gaps) - statistics.fmean(operators), 0.0)
-    return rests
+        counts = [
+            n for n in _SEQUENCES if n <= limits.max_seqs and n * _held(_PROMPT + _TOKENS, limits) <= limits.kv_tokens
+        ]
+        decodes = {n: _decode_rest(running, cost, n) for n in (counts[::3] if quick else counts)}
+        chunks = [n for n in _CHUNKS if n < limits.max_batch_tokens] + [limits.max_batch_tokens]
+        chunks = [n for n in chunks if _held(n + 2, limits) <= limits.kv_tokens and n + 2 < limits.max_context]
+        prefills = {n: _prefill_rest(running, cost, n) for n in (chunks[::3] if quick else chunks)}
+    return decodes, prefills
 
 
-def write_dense(path: Path, times: Times, layers: int, degree: int) -> None:
-    """Microseconds of one call. The last norm is part of lm_head here, since only sampled rows pass it."""
+def _decode_rest(running: Engine, cost: TableCost, n: int) -> float:
+    gaps: list[float] = []
+    for output in running.generate([_request(f"d{n}-{i}", _PROMPT, _TOKENS) for i in range(n)]):
+        times = output.token_times
+        gaps += [b - a for a, b in pairwise(times[_WARM:])]
+    contexts = [_PROMPT + i for i in range(_WARM, _TOKENS)]
+    operators = statistics.fmean(cost.step_s(StepShape(n, n * c, c, (), n)) for c in contexts)
+    return max(statistics.fmean(gaps) - operators, 0.0)
+
+
+def _prefill_rest(running: Engine, cost: TableCost, n: int) -> float:
+    took = []
+    for i in range(_PREFILLS):
+        (output,) = running.generate([_request(f"p{n}-{i}", n, 2)])
+        assert output.scheduled_s is not None
+        took.append(output.token_times[0] - output.scheduled_s)
+    return max(statistics.median(took) - cost.step_s(StepShape(prefills=((n, 0),), sampled=1)), 0.0)
+
+
+def _request(name: str, prompt: int, output: int) -> Request:
+    return Request(name, tuple(2 + i % 7 for i in range(prompt)), SamplingParams(max_tokens=output, ignore_eos=True))
+
+
+def _held(tokens: int, limits: Limits) -> int:
+    return -(-tokens // limits.block_size) * limits.block_size
+
+
+def write_dense(
+    path: Path, times: Times, layers: int, degree: int, prefill_rests: Mapping[int, float] | None = None
+) -> None:
+    """Microseconds of one call. The last norm is part of lm_head here, since only sampled rows pass it. What grows with the
+    tokens beside the operators is part of embedding: the worker's arrays, tables, pages, and the rest of a prefill step."""
+    rests = Curve(list(prefill_rests), list(prefill_rests.values())) if prefill_rests else Curve([0.0], [0.0])
     rows: list[tuple[str, int, float]] = []
     calls = PER_LAYER | ({"all_reduce": 2} if degree > 1 else {})
     if any("qk_norm" in spent for _, spent in times):
         calls = calls | {"qk_norm": 1}
     for layer, each in calls.items():
-        rows += [(layer, point.tokens, spent.get(layer, 0.0) * 1e6 / (layers * each)) for point, spent in times]
-    rows += [("embedding", point.tokens, spent["embedding"] * 1e6) for point, spent in times]
+        rows += [
+            (layer, point.tokens, max(spent.get(layer, 0.0), 0.0) * 1e6 / (layers * each)) for point, spent in times
+        ]
+    for point, spent in times:
+        beside = spent["embedding"] + spent["step"] + (rests(point.tokens) if point.chunk else 0.0)
+        rows.append(("embedding", point.tokens, max(beside, 0.0) * 1e6))
     rows += [("final_layernorm", point.tokens, 0.0) for point, _ in times]
     _write_csv(path, ("layer", "tokens", "time_us"), rows)
 
@@ -190,7 +223,8 @@ def _meta(config: ProfileConfig, engine: Engine) -> dict[str, Any]:
         "measurement_iterations": config.repeats,
         "notes": [
             "final_layernorm is part of lm_head: only rows that sample pass it",
-            "step: time between the tokens of the running engine, less the operators of the step",
+            "embedding holds what a worker does beside the operators (arrays, tables, pages), and the rest of a prefill step",
+            "step, rest of a prefill step: time of the step in the running engine, less its operators",
         ],
     }
 

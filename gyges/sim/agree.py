@@ -26,7 +26,7 @@ from gyges.sim.pipelined import PipelinedInstance, PipelinedRequest, Served
 
 GOALS = {"throughput": 0.05, "tpot_s": 0.05, "ttft_s": 0.10}
 # What makes a profile one of another engine.
-_SAME = ("model", "dtype", "layout", "padding", "page_bytes", "block_size", "threads")
+_SAME = ("model", "dtype", "layout", "padding", "block_size", "threads")
 
 
 def agree(run: Path, profile: Path) -> dict[str, Any]:

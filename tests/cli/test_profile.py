@@ -1,0 +1,84 @@
+"""gyges profile and gyges sim agree: a bundle of the running engine, loaded as any other, and a run simulated from it."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from command import gyges
+
+import cli.main
+from gyges.sim.cost.base import StepShape
+from gyges.sim.cost.bundle import read_bundle
+from gyges.sim.cost.tables import TableCost
+from gyges.sim.models import sim_model
+
+pytestmark = pytest.mark.engine
+SMALL = ("--max-batch-tokens", "64", "--max-seqs", "8", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("profile") / "bundle"
+    arguments = ["profile", "--degrees", "1,2", "--quick", "--repeats", "1", *SMALL, "--out", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gyges", *arguments])
+        cli.main.app(arguments, standalone_mode=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    trace = "synthetic:constant?rate=4&prompt=40&output=8&duration=1"
+    arguments = ["bench", "run", "--devices", "1", *SMALL, "--trace", trace, "--out", str(folder)]
+    cli.main.app(arguments, standalone_mode=False)
+    return folder
+
+
+def test_a_profile_prices_steps_at_every_degree_it_was_asked_for(bundle):
+    read = read_bundle(bundle)
+    assert read.degrees == [1, 2]
+    assert not read.notes
+    for degree in read.degrees:
+        cost = TableCost(read, sim_model("tiny").geometry, degree)
+        decode = cost.step_s(StepShape(4, 4 * 64, 64, (), 4))
+        assert 1e-5 < decode < 1.0
+        assert cost.step_s(StepShape(prefills=((64, 0),))) > 0
+        assert cost.coverage()["extrapolated_share"] == 0
+
+
+def test_only_an_instance_of_several_workers_has_all_reduces(bundle):
+    read = read_bundle(bundle)
+    assert "all_reduce" not in read.tables(1).dense
+    assert min(read.tables(2).dense["all_reduce"].ys) > 0
+
+
+def test_a_run_is_simulated_request_by_request_from_the_profile(bundle, run, tmp_path, capfd, monkeypatch):
+    outcome = gyges(capfd, monkeypatch, "sim", "agree", run, "--profile", bundle, "--out", tmp_path / "a", "--json")
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    assert (document["requests"], document["left_out"]) == (4, 0)
+    assert document["latencies"]["e2e_s"]["mean"]["simulated"] > 0
+    assert set(document["goals"]) == {"throughput", "tpot_s", "ttft_s"}
+    assert json.loads((tmp_path / "a" / "agree.json").read_text())["latencies"] == document["latencies"]
+
+
+def test_what_cannot_be_compared_is_refused(bundle, run, tmp_path, capfd, monkeypatch):
+    outcome = gyges(capfd, monkeypatch, "sim", "agree", bundle, "--profile", bundle)
+    assert outcome.code == 2
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["configuration"]["engine"]["instances"] = [4]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    outcome = gyges(capfd, monkeypatch, "sim", "agree", other, "--profile", bundle)
+    assert outcome.code == 2
+    assert "not TP4" in outcome.err
+
+
+def test_a_profile_never_overwrites(bundle, capfd, monkeypatch):
+    outcome = gyges(capfd, monkeypatch, "profile", "--out", bundle)
+    assert outcome.code == 2
+    assert "is not empty" in outcome.err
+    assert gyges(capfd, monkeypatch, "profile", "--degrees", "one").code == 2
