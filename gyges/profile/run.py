@@ -125,8 +125,8 @@ def _run_points(engine: Engine, limits: Limits, config: ProfileConfig) -> tuple[
 def step_rests(
     engine: Engine, cost: TableCost, limits: Limits, quick: bool
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """What steps of the running engine take beyond their operators: controller, messages, processes that wake. Seconds, 0 at
-    least.
+    """What steps of the running engine take beyond their operators: controller, messages, processes that wake. Seconds;
+    negative where operators, timed one by one, take longer than the whole.
 
     decode steps: sequences -> the mean time between a request's tokens, where the engine serves so many at once.
     prefill steps: tokens -> from when a request is put in a batch to its first token, one request after the other.
@@ -149,7 +149,7 @@ def _decode_rest(running: Engine, cost: TableCost, n: int) -> float:
         gaps += [b - a for a, b in pairwise(times[_WARM:])]
     contexts = [_PROMPT + i for i in range(_WARM, _TOKENS)]
     operators = statistics.fmean(cost.step_s(StepShape(n, n * c, c, (), n)) for c in contexts)
-    return max(statistics.fmean(gaps) - operators, 0.0)
+    return statistics.fmean(gaps) - operators
 
 
 def _prefill_rest(running: Engine, cost: TableCost, n: int) -> float:
@@ -158,7 +158,7 @@ def _prefill_rest(running: Engine, cost: TableCost, n: int) -> float:
         (output,) = running.generate([_request(f"p{n}-{i}", n, 2)])
         assert output.scheduled_s is not None
         took.append(output.token_times[0] - output.scheduled_s)
-    return max(statistics.median(took) - cost.step_s(StepShape(prefills=((n, 0),), sampled=1)), 0.0)
+    return statistics.median(took) - cost.step_s(StepShape(prefills=((n, 0),), sampled=1))
 
 
 def _request(name: str, prompt: int, output: int) -> Request:

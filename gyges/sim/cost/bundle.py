@@ -35,7 +35,8 @@ PER_LAYER = {
 PER_LAYER_OPTIONAL = {"qk_norm": 1, "q_norm": 1, "k_norm": 1, "all_reduce": 2}
 PER_STEP = {"embedding": 1, "final_layernorm": 1}
 PER_SEQUENCE = {"lm_head": 1, "sampler": 1}
-PER_SEQUENCE_OPTIONAL = {"step": 1}  # ours: what a step costs beside its operators
+# Ours: what a step costs beside its operators. Negative where operators, timed one by one, take longer than the whole.
+PER_SEQUENCE_OPTIONAL = {"step": 1}
 
 _SKEW_COLUMNS = ("pc", "n_label", "skew_rate_label", "kv_big_label", "kp_label", "alpha")
 ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
@@ -167,12 +168,12 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return rows
 
 
-def _number(path: Path, line: int, row: dict[str, str], column: str) -> float:
+def _number(path: Path, line: int, row: dict[str, str], column: str, least: float = 0.0) -> float:
     try:
         value = float(row[column])
     except (TypeError, ValueError):
         value = math.nan
-    if not math.isfinite(value) or value < 0:
+    if not math.isfinite(value) or value < least:
         raise UserError(f"{path}:{line}: {column} must be a number of at least 0, got {row[column]!r}")
     return value
 
@@ -180,7 +181,8 @@ def _number(path: Path, line: int, row: dict[str, str], column: str) -> float:
 def _curves(path: Path, over: str) -> dict[str, Curve]:
     points: dict[str, dict[float, float]] = defaultdict(dict)
     for line, row in enumerate(_rows(path, ("layer", over, "time_us")), start=2):
-        points[row["layer"]][_number(path, line, row, over)] = _number(path, line, row, "time_us")
+        least = -math.inf if row["layer"] in PER_SEQUENCE_OPTIONAL else 0.0
+        points[row["layer"]][_number(path, line, row, over)] = _number(path, line, row, "time_us", least)
     return {layer: _curve(found) for layer, found in points.items()}
 
 

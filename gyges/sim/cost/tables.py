@@ -56,7 +56,7 @@ class TableCost:
             for op, n in (PER_SEQUENCE | PER_SEQUENCE_OPTIONAL).items()
             if op in tables.per_sequence
         )
-        self._unsampled = tables.per_sequence["step"].ys[0] if "step" in tables.per_sequence else 0.0
+        self._unsampled = max(tables.per_sequence["step"].ys[0], 0.0) if "step" in tables.per_sequence else 0.0
         self._attention = AttentionTable(tables.attention, tables.skew)
         self._reduce: tuple[float, float] = (0.0, 0.0)  # us: least, per token; all layers
         if degree > 1 and "all_reduce" not in tables.dense:
