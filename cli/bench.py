@@ -39,9 +39,9 @@ def run(
         str,
         typer.Option(
             "--scheduler",
-            help="Where a request goes: llf (least load), rr, or on-demand (merges for what fits nowhere, splits after).",
+            help="static, static:tp2+tp1+tp1, gyges, gyges:paper, gyges+reserve=off, llf, rr, on-demand: see docs/scheduling.md.",
         ),
-    ] = "llf",
+    ] = "static",
     transform: Annotated[
         list[str] | None,
         typer.Option(

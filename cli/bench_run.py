@@ -22,7 +22,7 @@ from gyges.errors import UnknownNameError
 from gyges.metrics.results import ResultFolder
 from gyges.metrics.slo import parse_slo
 from gyges.metrics.summary import summarize
-from gyges.scheduling.routing import POLICIES
+from gyges.scheduling.specification import make_policy
 from workloads.load import load_trace
 from workloads.options import TraceOptions
 from workloads.prompts import prompt_tokens
@@ -158,7 +158,7 @@ def bench_run(
 def make_engine(config: EngineConfig, scheduler: str, by_hand: Sequence[HandCommand]) -> Engine:
     """An engine, not started, whose host can take the degrees that the commands lead to. UserError where it cannot."""
     check_devices(by_hand, config.num_devices)
-    if by_hand and not config.tp_degrees and not POLICIES.get(scheduler)().transforms:
+    if by_hand and not config.tp_degrees and not make_policy(scheduler).transforms:
         config = config.with_(tp_degrees=degrees_of(by_hand))
     engine = Engine(config, scheduler)
     check_degrees(by_hand, engine.config)

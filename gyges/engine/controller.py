@@ -16,19 +16,20 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 
 from gyges.core import FinishReason, Request, RequestOutput
 from gyges.engine.instance import Instance, LiveRequest, final_output
 from gyges.engine.messages import Failed, Parked, Ready, StepDone, Transformed
+from gyges.engine.prices import MeasuredPrices
 from gyges.engine.process import WorkerProcess
 from gyges.engine.recovery import Incident, Recovery, Workers
 from gyges.engine.transformer import Surroundings, TransformationReport, Transformer
 from gyges.errors import EngineError, UserError
 from gyges.scheduling.batching import Sequence
-from gyges.scheduling.routing import HostView, Merge, RoutingPolicy, Send, Split, Wait
+from gyges.scheduling.routing import Ask, HostView, InstanceView, Merge, RoutingPolicy, Send, Split, Wait
 from gyges.transform.plan import PlanImpossible
 from gyges.transform.shape import Transformation, merge, split
 
@@ -50,7 +51,8 @@ class Controller:
     ) -> None:
         self.instances, self.policy, self.around, self._workers = instances, policy, around, workers
         self.max_context, self.step_timeout = max_context, step_timeout
-        self.host_view = self._view_of(around.host.num_devices)
+        self.max_tokens = self._max_tokens(around.host.num_devices)
+        self.prices = MeasuredPrices(around.host)
         self.failure: EngineError | None = None
         self.reports: list[TransformationReport] = []
         self.incidents: list[Incident] = []
@@ -59,6 +61,7 @@ class Controller:
         self._recoveries: list[Recovery] = []
         self._pending: list[LiveRequest] = []  # admitted, and no instance can take them now
         self._changed = False  # something for the policy to review
+        self._woken_s: float | None = None  # the last of its times at which the policy was asked
         self._live: dict[str, LiveRequest] = {}
         self._order = 0
         self._commands: deque[Callable[[], None]] = deque()
@@ -77,10 +80,20 @@ class Controller:
         self.busy_s = 0.0  # spent outside of waiting
         self.steps = 0
 
-    def _view_of(self, devices: int) -> HostView:
-        """What the host can become with that many devices alive."""
+    def _max_tokens(self, devices: int) -> dict[int, int]:
+        """TP degree -> longest context, for all that the host can take with that many devices alive."""
         host = self.around.host
-        return HostView({d: host.max_tokens(d) for d in host.degrees if host.max_groups(d) >= 1 and d <= devices})
+        return {d: host.max_tokens(d) for d in host.degrees if host.max_groups(d) >= 1 and d <= devices}
+
+    def _views(self, waiting: Collection[LiveRequest], ahead: int = 0) -> tuple[list[InstanceView], HostView]:
+        """What the policy sees now; ``waiting``: requests outside of all instances, the first ``ahead`` before the asked one."""
+        lowest = min(self.max_tokens.values())
+        becoming = {
+            source: t.report.after for t in self._transformers for source in (t.sources if t.wide is None else [t.wide])
+        }
+        prompts = sum(live.sequence.missing for live in waiting)
+        host = HostView(self.max_tokens, len(waiting), ahead, prompts, self.prices)
+        return [i.view(lowest, becoming.get(i, ())) for i in self.instances], host
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -158,8 +171,8 @@ class Controller:
         started = time.monotonic()
         for request_id in list(self._aborting):
             self._try_abort(request_id)
-        if self._changed:
-            self._review()
+        if self._changed or self._is_time_to_wake(started):
+            self._review(started)
         try:
             for transformer in list(self._transformers):
                 self._advance(transformer)
@@ -201,7 +214,18 @@ class Controller:
                 self._lose(recovery.silent(), EngineError(f"{recovery.silent_names()} did not answer after a failure"))
                 return 0.0
             deadlines.append(recovery.deadline_s)
+        wake_s = self.policy.wake_s
+        if wake_s is not None and wake_s != self._woken_s:
+            deadlines.append(max(wake_s, now))
         return min(deadlines) - now if deadlines else None
+
+    def _is_time_to_wake(self, now: float) -> bool:
+        """Once for each time that the policy names."""
+        wake_s = self.policy.wake_s
+        if wake_s is None or wake_s == self._woken_s or now < wake_s:
+            return False
+        self._woken_s = wake_s
+        return True
 
     def _overdue(self, instance: Instance) -> None:
         error = EngineError(
@@ -264,6 +288,8 @@ class Controller:
     def _step_done(self, worker: WorkerProcess, message: StepDone, now: float) -> None:
         instance = self._instance_of(worker.worker)
         assert instance is not None, f"worker {worker.worker} answers for no instance"
+        if instance.plan is not None and instance.joint is None:
+            self.prices.note_step(instance.plan.tokens, instance.degree, now - instance.step_started_s)
         for live, output in instance.complete(message, now):
             if output.finished:
                 del self._live[live.request.request_id]
@@ -286,15 +312,17 @@ class Controller:
         if context > self.max_context:
             self._reject(live, f"needs a context of {context} tokens; the longest allowed is {self.max_context}")
             return
-        self._place(live)
+        self._pending.append(live)  # placed in this very turn, after those that wait already
+        self._changed = True
 
-    def _place(self, live: LiveRequest) -> None:
+    def _place(self, live: LiveRequest, later: list[LiveRequest], now: float) -> None:
         """Asks the policy. A request that no instance can take now, but one later, waits."""
-        length = live.sequence.max_length
         if not self.instances:
             self._pending.append(live)
             return
-        decision = self.policy.route(length, [i.view() for i in self.instances], self.host_view)
+        sequence = live.sequence
+        ask = Ask(sequence.max_length, sequence.missing, live.submitted_s, live.request.request_id)
+        decision = self.policy.route(ask, *self._views(self._pending + later, len(self._pending)), now)
         if isinstance(decision, Merge):
             try:
                 target = self._start_merge(decision)
@@ -361,14 +389,12 @@ class Controller:
 
     # -- transformations ----------------------------------------------------------------------------------------------
 
-    def _review(self) -> None:
+    def _review(self, now: float) -> None:
         self._changed = False
-        pending, self._pending = self._pending, []
-        for live in pending:
-            self._place(live)
+        self._place_all(now)
         if not self.instances:
             return
-        for wish in self.policy.review([i.view() for i in self.instances], self.host_view):
+        for wish in self.policy.review(*self._views(self._pending), now):
             try:
                 if isinstance(wish, Merge):
                     self._start_merge(wish)
@@ -376,6 +402,12 @@ class Controller:
                     self._start_split(wish)
             except PlanImpossible:
                 continue  # not yet; it is asked again when something has changed
+
+    def _place_all(self, now: float) -> None:
+        """Those that wait, in order of arrival."""
+        pending, self._pending = sorted(self._pending, key=lambda live: live.sequence.order), []
+        for index, live in enumerate(pending):
+            self._place(live, pending[index + 1 :], now)
 
     def _start_merge(self, wish: Merge) -> Transformer | None:
         sources = [self.instances[i] for i in wish.indices]
@@ -425,11 +457,11 @@ class Controller:
         if any(source.held or source.joint is not None for source in sources):
             raise PlanImpossible("another transformation is under way on these devices")
         for degree in {len(shape.wide), *(len(members) for members in shape.narrow)}:
-            if degree not in self.host_view.max_tokens:
-                known = ", ".join(f"TP{d}" for d in self.host_view.max_tokens)
+            if degree not in self.max_tokens:
+                known = ", ".join(f"TP{d}" for d in self.max_tokens)
                 raise UserError(f"TP{degree} is not among the degrees of this host ({known}); add it to --tp-degrees")
         if shape.kind == "split":
-            longest = max(self.host_view.max_tokens[len(members)] for members in shape.narrow)
+            longest = max(self.max_tokens[len(members)] for members in shape.narrow)
             if any(sequence.max_length > longest for sequence in sources[0].batcher.running):
                 raise PlanImpossible(
                     f"a running request needs more than the {longest} tokens that these instances hold"
@@ -460,15 +492,14 @@ class Controller:
         self._transformers.remove(transformer)
         transformer.future.set_exception(error)
         # A request may wait for it. The policy's own wish is not asked again before something else has changed.
-        pending, self._pending = self._pending, []
-        for live in pending:
-            self._place(live)
+        self._place_all(time.monotonic())
 
     def _finished(self, transformer: Transformer) -> None:
         now, homeless = transformer.finish()
         self._transformers.remove(transformer)
         self.instances = [i for i in self.instances if i is not transformer.wide and i not in transformer.sources] + now
         self.reports.append(transformer.report)
+        self.prices.note_transformation(transformer.report)
         self._paused.append(transformer)
         self._pending += homeless
         self._changed = True
@@ -503,11 +534,11 @@ class Controller:
             | {w for i in self.instances for w in i.members}
             | {w for r in self._recoveries for w in r.workers}
         )
-        self.host_view = self._view_of(len(alive))
+        self.max_tokens = self._max_tokens(len(alive))
         for live in orphans:
             live.sequence.start_over()
         self.incidents.append(Incident(time.monotonic(), tuple(sorted(touched)), str(error), len(orphans)))
-        if not self.host_view.max_tokens and not self.instances and not self._recoveries:
+        if not self.max_tokens and not self.instances and not self._recoveries:
             raise error  # the workers that are left can form no instance
         if survivors:
             self._recoveries.append(Recovery(self._workers, self.around, survivors, len(self.incidents), error))

@@ -34,7 +34,7 @@ from gyges.errors import EngineError, UserError
 from gyges.memory.cpu import require_memory
 from gyges.models.hub import resolve_model
 from gyges.scheduling.batching import BatchLimits, BlockSource
-from gyges.scheduling.routing import POLICIES
+from gyges.scheduling.specification import layout_of, make_policy
 
 if TYPE_CHECKING:
     from gyges.parallel.arena import SharedArena
@@ -47,8 +47,9 @@ class Engine:
     too small), before any process starts; WorkerDied or EngineError from the others once something has broken.
     """
 
-    def __init__(self, config: EngineConfig, policy: str = "llf") -> None:
-        self.policy = POLICIES.get(policy)()
+    def __init__(self, config: EngineConfig, policy: str = "static") -> None:
+        self.policy = make_policy(policy)
+        config = config.with_(instances=layout_of(self.policy, config.num_devices) or config.instances)
         resolved = resolve_model(config.model, seed=config.seed, revision=config.revision)
         self.dtype = resolved.config.dtype if config.dtype == "auto" else config.dtype
         self.model = resolved

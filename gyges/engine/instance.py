@@ -93,8 +93,15 @@ class Instance:
         """Longest context that can ever be held here."""
         return self.batcher.allocator.total * self.limits.block_size
 
-    def view(self) -> InstanceView:
+    def view(self, lowest_tokens: int, becoming: tuple[int, ...] = ()) -> InstanceView:
+        """``lowest_tokens``: longest context of the host's lowest degree.   becoming: TP degrees that it is to have."""
         batcher = self.batcher
+        remaining = missing = longest = long = 0
+        for sequence in batcher:
+            remaining += sequence.remaining
+            missing += sequence.missing
+            longest = max(longest, sequence.max_length)
+            long += sequence.max_length > lowest_tokens
         return InstanceView(
             name=self.name,
             degree=self.degree,
@@ -103,9 +110,13 @@ class Instance:
             free_tokens=batcher.allocator.num_free * self.limits.block_size,
             running=len(batcher.running),
             waiting=len(batcher.waiting),
-            remaining_tokens=batcher.remaining_tokens,
-            longest_tokens=max((sequence.max_length for sequence in batcher), default=0),
+            remaining_tokens=remaining,
+            longest_tokens=longest,
             transforming=self.joint is not None or self.held,
+            prefill_tokens=missing,
+            held_tokens=batcher.allocator.num_held * self.limits.block_size,
+            long_requests=long,
+            becoming=becoming,
         )
 
     def status(self) -> InstanceStatus:

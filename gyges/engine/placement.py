@@ -60,13 +60,13 @@ def with_degrees(config: EngineConfig, geometry: ModelGeometry, policy: str) -> 
     if not config.transforms:
         wider = [degree for degree in geometry.valid_tp_degrees(64) if degree > config.candidate_degrees[0]]
         if not wider:
-            raise UserError(f"{config.model} can take TP1 only, so policy {policy!r} has nothing to do; use llf or rr")
+            raise UserError(f"{config.model} can take TP1 only, so policy {policy!r} has nothing to do; use static")
         enough = max(config.num_devices, wider[0])
         more = f"--devices {enough} and " if enough > config.num_devices else ""
         degrees = ",".join(map(str, default_degrees(geometry, enough)))
         raise UserError(
             f"policy {policy!r} changes TP degrees, and this host can take TP{config.candidate_degrees[0]} only: "
-            f"give {more}--tp-degrees {degrees}, or use llf or rr"
+            f"give {more}--tp-degrees {degrees}, or use static"
         )
     return config
 

@@ -22,7 +22,7 @@ def gyges(capfd, monkeypatch, tmp_path):
     ("options", "said"),
     [
         (["--model", "medium"], ["'medium'", "small", "tiny"]),
-        (["--scheduler", "fastest"], ["unknown scheduler policy 'fastest'", "llf", "rr"]),
+        (["--scheduler", "fastest"], ["unknown scheduler policy 'fastest'", "gyges", "static"]),
         (["--layout", "diagonal"], ["unknown KV layout 'diagonal'", "header-centric", "shard-pages", "token-first"]),
         (["--trace", "no-such-trace"], ["no-such-trace", "default"]),
         (["--mode", "sideways"], ["unknown replay mode 'sideways'", "asap", "closed", "open"]),

@@ -15,7 +15,7 @@ FOUR = EngineConfig(model="tiny", instances=(1, 1, 1, 1))
 def test_a_policy_that_transforms_gets_what_makes_sense_and_others_what_they_have():
     assert Engine(FOUR, "on-demand").config.candidate_degrees == (1, 2, 4)
     assert Engine(replace(FOUR, tp_degrees=(1, 4)), "on-demand").config.candidate_degrees == (1, 4)
-    assert Engine(FOUR, "llf").config.candidate_degrees == (1,)
+    assert Engine(FOUR, "static").config.candidate_degrees == (1,)
 
 
 def test_powers_of_two_and_divisors_of_the_devices_that_the_model_allows():
@@ -37,5 +37,5 @@ def test_powers_of_two_and_divisors_of_the_devices_that_the_model_allows():
     ],
 )
 def test_one_degree_is_refused_with_the_remedy(changes, remedy):
-    with pytest.raises(UserError, match=f"'on-demand' changes TP degrees.*TP1 only.*{remedy}.*llf"):
+    with pytest.raises(UserError, match=f"'on-demand' changes TP degrees.*TP1 only.*{remedy}.*static"):
         Engine(replace(FOUR, **changes), "on-demand")

@@ -106,7 +106,9 @@ def test_what_cannot_work_is_said_before_any_process_starts():
         Engine(replace(CONFIG, device_memory=1 << 20))
     with pytest.raises(UserError, match="TP degree 5 is impossible"):
         Engine(replace(CONFIG, instances=(5,)))
-    with pytest.raises(UnknownNameError, match=r"unknown scheduler policy 'best'; known: llf, on-demand, rr"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown scheduler policy 'best'; known: gyges, llf, on-demand, rr, static"
+    ):
         Engine(CONFIG, policy="best")
     with pytest.raises(UnknownNameError, match=r"unknown KV layout 'rows'; known: .*shard-pages"):
         replace(CONFIG, layout="rows")

@@ -2,42 +2,24 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from scheduling.hosts import HOST, ask, views
 
 from gyges.scheduling.on_demand import OnDemand
 from gyges.scheduling.routing import POLICIES, HostView, InstanceView, Merge, Reject, Send, Split, Wait
 
-HOST = HostView({1: 100, 2: 250, 4: 600})
-
-
-def views(*degrees: int, load=(), longest=(), transforming=()) -> list[InstanceView]:
-    made, device = [], 0
-    for index, degree in enumerate(degrees):
-        made.append(
-            InstanceView(
-                name=f"i{index}",
-                degree=degree,
-                devices=tuple(range(device, device + degree)),
-                max_tokens=HOST.max_tokens[degree],
-                free_tokens=50,
-                running=1,
-                waiting=0,
-                remaining_tokens=load[index] if load else 0,
-                longest_tokens=longest[index] if longest else 0,
-                transforming=index in transforming,
-            )
-        )
-        device += degree
-    return made
-
 
 def route(length: int, instances: list[InstanceView]):
-    return OnDemand().route(length, instances, HOST)
+    return OnDemand().route(ask(length), instances, HOST, 0.0)
+
+
+def review(instances: list[InstanceView], host: HostView = HOST):
+    return OnDemand().review(instances, host, 0.0)
 
 
 def test_it_is_registered_and_says_that_it_transforms():
     assert POLICIES.get("on-demand") is OnDemand
     assert OnDemand.transforms
-    assert not any(POLICIES.get(name).transforms for name in ("llf", "rr"))
+    assert not POLICIES.get("static").transforms
 
 
 def test_a_short_request_goes_to_the_least_loaded_of_the_narrowest_that_hold_it():
@@ -60,13 +42,19 @@ def test_degrees_that_only_some_choice_of_instances_adds_up_to_are_found():
 
 
 def test_no_second_merge_for_a_request_whose_merge_is_under_way():
-    assert route(101, views(1, 1, 1, 1, transforming=(0, 1))) == Wait()
-    assert route(100, views(1, 1, 1, 1, transforming=(0, 1))) == Send(0), "who is not concerned goes on"
-    assert route(101, views(2, 1, 1, transforming=(0,))) == Send(0), "a merge that has begun takes requests"
+    assert route(101, views(1, 1, 1, 1, becoming={0: (2,), 1: (2,)})) == Wait()
+    assert route(100, views(1, 1, 1, 1, becoming={0: (2,), 1: (2,)})) == Send(0), "who is not concerned goes on"
+    assert route(101, views(2, 1, 1, becoming={0: (2,)})) == Send(0), "a merge that has begun takes requests"
+
+
+def test_a_transformation_that_will_not_hold_it_is_not_waited_for():
+    assert route(251, views(1, 1, 1, 1, 1, 1, becoming={0: (2,), 1: (2,)})).indices == (2, 3, 4, 5)
+    assert route(251, views(2, 1, 1, 1, 1, becoming={0: (1, 1)})).indices == (1, 2, 3, 4)
+    assert route(251, views(1, 1, 1, 1, becoming={0: (2,), 1: (2,)})) == Wait(), "it has devices that are needed"
 
 
 def test_what_can_never_run_is_rejected_and_not_left_waiting():
-    for instances in (views(1, 1, 1, 1), views(4), views(2, 1, 1, transforming=(0,))):
+    for instances in (views(1, 1, 1, 1), views(4), views(2, 1, 1, becoming={0: (2,)})):
         decided = route(601, instances)
         assert isinstance(decided, Reject)
         assert "needs 601 tokens" in decided.reason
@@ -77,18 +65,17 @@ def test_what_can_never_run_is_rejected_and_not_left_waiting():
 
 
 def test_a_wide_instance_splits_as_soon_as_nobody_needs_its_room():
-    review = OnDemand().review
-    assert review(views(4, longest=(101,)), HOST) == []
-    (wish,) = review(views(4, longest=(100,)), HOST)
+    assert review(views(4, longest=(101,))) == []
+    (wish,) = review(views(4, longest=(100,)))
     assert isinstance(wish, Split)
     assert (wish.index, wish.degrees) == (0, (1, 1, 1, 1))
-    assert review(views(1, 1), HOST) == []
-    assert [w.index for w in review(views(2, 1, 2, longest=(0, 0, 0), transforming=(0,)), HOST)] == [2]
+    assert review(views(1, 1)) == []
+    assert [w.index for w in review(views(2, 1, 2, becoming={0: (1, 1)}))] == [2]
 
 
 def test_a_host_whose_model_needs_tp2_splits_to_tp2():
     host = HostView({2: 250, 4: 600})
-    (wish,) = OnDemand().review(views(4), host)
+    (wish,) = review(views(4), host)
     assert wish.degrees == (2, 2)
 
 
@@ -99,7 +86,7 @@ def test_a_host_whose_model_needs_tp2_splits_to_tp2():
 )
 def test_every_decision_can_be_carried_out(degrees, length, data):
     busy = data.draw(st.sets(st.integers(0, len(degrees) - 1)))
-    instances = views(*degrees, transforming=busy)
+    instances = views(*degrees, becoming=dict.fromkeys(busy, (1,)))
     decided = route(length, instances)
     if isinstance(decided, Send):
         assert instances[decided.index].max_tokens >= length
