@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from gyges import Engine, EngineConfig, Request, SamplingParams
@@ -39,6 +41,19 @@ class Running:
         with self._changed:
             assert self._changed.wait_for(lambda: self.seen >= count or self._over(), WAIT_S), "no progress"
             return not self._over()
+
+    def wait_for_end(self, name: str) -> None:
+        """Until this request has ended."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: name in self.ends, WAIT_S), f"{name} does not end"
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until something that no delivery announces is so."""
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, "it does not come about"
+            with self._changed:
+                self._changed.wait(0.02)
 
     def finish(self) -> dict[str, list[int]]:
         """All tokens, once every request has ended well."""
