@@ -214,7 +214,7 @@ def capacity(
 
 @app.command(
     epilog="Examples:  [cyan]gyges bench ablation --dry-run[/cyan]   "
-    "[cyan]gyges bench ablation --set scheduler=llf,on-demand --cells on --trace paper-mix-tiny[/cyan]   "
+    "[cyan]gyges bench ablation --set scheduler=static,rr,llf,gyges:paper,gyges --cells on --trace paper-mix-tiny[/cyan]   "
     "[cyan]gyges bench ablation --set device-memory=16MiB,24MiB --cells on,off --repeats 3[/cyan]",
 )
 @takes(

@@ -234,7 +234,7 @@ def test_an_ablation_of_which_every_cell_fails_has_failed(backend, tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "scheduler", "said", "lasting"),
-    [("os:abort", "llf", "exit code -6", False), (engine._TARGET, "no-such-scheduler", "on-demand", True)],
+    [("os:abort", "llf", "exit code -6", False), (engine._TARGET, "no-such-scheduler", "gyges", True)],
 )
 def test_a_process_that_dies_or_refuses_is_a_failed_cell(monkeypatch, tmp_path, target, scheduler, said, lasting):
     monkeypatch.setattr(engine, "_TARGET", target)
