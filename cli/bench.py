@@ -309,3 +309,38 @@ def compare(
     document = compare_command(human_console(json), paths, any_trace=any_trace, metric=metric, out=out)
     if json:
         emit(document)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges bench decisions[/cyan]   "
+    "[cyan]gyges bench decisions --policies gyges,gyges:paper,gyges+cost=off --instances 8,1000[/cyan]",
+)
+def decisions(
+    policies: Annotated[
+        str | None,
+        typer.Option("--policies", metavar="NAME,...", help="As for bench run --scheduler. \\[default: all there are]"),
+    ] = None,
+    instances: Annotated[
+        str, typer.Option("--instances", metavar="N,...", help="Instances of the hosts to decide for.")
+    ] = "8,64,1000",
+    calls: Annotated[int, typer.Option("--calls", min=4, help="Timed calls, in each of two scenes.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the hosts' loads and of the requests.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-bench-decisions]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """How long each scheduler takes to decide: where a request goes, and what to merge and split."""
+    from cli.bench_decisions import decisions_command, sizes
+    from cli.bench_tables import names
+    from gyges.bench.decisions import DecisionsConfig, every_policy
+
+    config = DecisionsConfig(
+        policies=every_policy() if policies is None else names(policies),
+        instances=sizes(instances),
+        calls=calls,
+        seed=seed,
+    )
+    document = decisions_command(human_console(json), config, out)
+    if json:
+        emit(document)
