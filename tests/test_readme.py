@@ -6,22 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import documents
 import pytest
-import typer.main
 from readme_table import ablation_table, table, transform_table
-
-from cli.main import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str = "") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
-
-
 def commands() -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks() for line in block.splitlines()]
+    lines = [line.split("#")[0].strip() for block in documents.blocks(README) for line in block.splitlines()]
     return [line for line in lines if line]
 
 
@@ -38,17 +32,12 @@ def test_a_command_of_the_readme_is_one_that_exists(command):
         assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in words[1:])
         return
     assert words[0] == ".venv/bin/gyges"
-    group, arguments = typer.main.get_command(app), words[1:]
-    context = None
-    while hasattr(group, "commands"):
-        context = group.context_class(group, parent=context, info_name=group.name)
-        group, arguments = group.commands[arguments[0]], arguments[1:]
-    group.make_context(group.name, arguments, parent=context)  # raises on an option that does not exist
+    documents.parse(words[1:])
 
 
 @pytest.mark.engine
 def test_the_python_of_the_readme_runs():
-    (code,) = blocks("python")
+    (code,) = documents.blocks(README, "python")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"a \[\d+(, \d+){7}\] length\n", done.stdout)

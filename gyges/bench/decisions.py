@@ -7,8 +7,8 @@ A **scene** is a host in several snapshots, whose instances keep their devices a
     narrow   all TP1, so that a long request makes instances merge
     mixed    TP1, TP2 and TP4; wide instances that serve long requests, wide ones that nobody needs, some that are transforming
 
-Calls go through the snapshots in turn, with time passing between them. Decisions are counted and not carried out: the next view is
-the next snapshot, whatever was decided. Lengths are those of the paper's host (PAPER.md section 1: Qwen2.5-32B on H20).
+Calls go through the snapshots in turn, with time passing between them. Decisions are counted and not carried out: the next view
+is the next snapshot, whatever was decided. Lengths are those of the paper's host (PAPER.md section 1: Qwen2.5-32B on H20).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def every_policy() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class DecisionsConfig:
-    """What to time. ``policies``: specifications.   instances: sizes of hosts.   calls: of ``route`` in each scene, and of ``review``.
+    """What to time. ``policies``: specifications.   instances: sizes of hosts.   calls: of ``route``, and of ``review``, in each
+    scene.
 
     Raises UserError for a policy that does not exist and for sizes below 1.
     """
@@ -72,7 +73,7 @@ class DecisionsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """``snapshots``: views of one host at several moments.   asks: requests to place, in order, each with the name of its kind."""
+    """``snapshots``: views of one host at several moments.   asks: requests to place, each with the name of its kind."""
 
     name: str
     snapshots: tuple[tuple[InstanceView, ...], ...]
