@@ -26,10 +26,11 @@ from gyges.engine.messages import Failed, Parked, Ready, StepDone, Transformed
 from gyges.engine.prices import MeasuredPrices
 from gyges.engine.process import WorkerProcess
 from gyges.engine.recovery import Incident, Recovery, Workers
+from gyges.engine.restarting import Restarting
 from gyges.engine.transformer import Surroundings, TransformationReport, Transformer
 from gyges.errors import EngineError, UserError
 from gyges.scheduling.batching import Sequence
-from gyges.scheduling.routing import Ask, HostView, InstanceView, Merge, RoutingPolicy, Send, Split, Wait
+from gyges.scheduling.routing import Ask, HostView, InstanceView, Merge, Restart, RoutingPolicy, Send, Split, Wait
 from gyges.transform.plan import PlanImpossible
 from gyges.transform.shape import Transformation, merge, split
 
@@ -61,6 +62,7 @@ class Controller:
         self._recoveries: list[Recovery] = []
         self._pending: list[LiveRequest] = []  # admitted, and no instance can take them now
         self._changed = False  # something for the policy to review
+        self._restart: Restarting | None = None  # nothing is placed until the host has been restarted
         self._woken_s: float | None = None  # the last of its times at which the policy was asked
         self._live: dict[str, LiveRequest] = {}
         self._order = 0
@@ -73,12 +75,20 @@ class Controller:
         self._buried: set[int] = set()  # workers that are known to be dead
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._drain_commands)
-        for instance in instances:
+        self._watch()
+        self.busy_s = 0.0  # spent outside of waiting
+        self.steps = 0
+
+    def _watch(self) -> None:
+        for instance in self.instances:
             for worker in instance.workers:
                 self._selector.register(worker.connection, selectors.EVENT_READ, partial(self._handle, worker))
                 self._selector.register(worker.pidfd, selectors.EVENT_READ, partial(self._mourn, worker))
-        self.busy_s = 0.0  # spent outside of waiting
-        self.steps = 0
+
+    def _unwatch(self, worker: WorkerProcess) -> None:
+        for watched in (worker.connection, worker.pidfd):
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(watched)
 
     def _max_tokens(self, devices: int) -> dict[int, int]:
         """TP degree -> longest context, for all that the host can take with that many devices alive."""
@@ -173,6 +183,8 @@ class Controller:
             self._try_abort(request_id)
         if self._changed or self._is_time_to_wake(started):
             self._review(started)
+        if self._restart is not None:
+            self._advance_restart()
         try:
             for transformer in list(self._transformers):
                 self._advance(transformer)
@@ -317,7 +329,7 @@ class Controller:
 
     def _place(self, live: LiveRequest, later: list[LiveRequest], now: float) -> None:
         """Asks the policy. A request that no instance can take now, but one later, waits."""
-        if not self.instances:
+        if not self.instances or self._restart is not None:
             self._pending.append(live)
             return
         sequence = live.sequence
@@ -331,6 +343,9 @@ class Controller:
             if target is not None and target.wide is not None:
                 self._give(live, target.wide)
                 return
+            decision = Wait()
+        if isinstance(decision, Restart):
+            self._begin_restart(decision)
             decision = Wait()
         if isinstance(decision, Send):
             self._give(live, self.instances[decision.index])
@@ -391,12 +406,16 @@ class Controller:
 
     def _review(self, now: float) -> None:
         self._changed = False
+        if self._restart is not None:
+            return
         self._place_all(now)
-        if not self.instances:
+        if not self.instances or self._restart is not None:
             return
         for wish in self.policy.review(*self._views(self._pending), now):
             try:
-                if isinstance(wish, Merge):
+                if isinstance(wish, Restart):
+                    self._begin_restart(wish)
+                elif isinstance(wish, Merge):
                     self._start_merge(wish)
                 else:
                     self._start_split(wish)
@@ -505,6 +524,28 @@ class Controller:
         self._changed = True
         transformer.future.set_result(transformer.report)
 
+    # -- restarts -----------------------------------------------------------------------------------------------------
+
+    def _begin_restart(self, wish: Restart) -> None:
+        self._restart = Restarting(wish, self.instances, time.monotonic())
+
+    def _advance_restart(self) -> None:
+        """Once nothing runs any more, the processes are replaced. Meanwhile nobody can be served: the thread may wait."""
+        assert self._restart is not None
+        if self._transformers or self._recoveries or any(i.plan is not None or i.live for i in self.instances):
+            return
+        restart, self._restart = self._restart, None
+        for instance in self.instances:
+            for worker in instance.workers:
+                self._unwatch(worker)
+        report = restart.begun(time.monotonic())
+        self.around, self.instances = self._workers.restart(restart.wish.degrees)
+        report.end_s = time.monotonic()
+        self.reports.append(report)
+        self._buried.clear()
+        self._watch()
+        self._review(time.monotonic())
+
     # -- failures -----------------------------------------------------------------------------------------------------
 
     def _lose(self, dead: set[int], error: EngineError, suspects: tuple[int, ...] = ()) -> None:
@@ -552,9 +593,7 @@ class Controller:
         process = self.around.workers[worker]
         if process.pidfd < 0:
             return
-        for watched in (process.connection, process.pidfd):
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(watched)
+        self._unwatch(process)
         process.kill()
 
     def _recovered(self, recovery: Recovery) -> None:

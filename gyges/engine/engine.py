@@ -92,6 +92,20 @@ class Engine:
         except BaseException:
             self.close()
             raise
+        around, instances = self._form()
+        self._controller = Controller(
+            instances,
+            self.policy,
+            around,
+            self,
+            max_context=self.placement.max_context,
+            step_timeout=self.config.step_timeout,
+        )
+        self._controller.start()
+        self.start_s = time.monotonic() - started
+
+    def _form(self) -> tuple[Surroundings, list[Instance]]:
+        """The instances of workers that are ready."""
         around = Surroundings(
             host=self.placer.shape,
             host_ids=self.placer.shape.host_ids(),
@@ -106,16 +120,22 @@ class Engine:
             self._make_instance(p.members, around.host.allocator(p.degree, around.host_ids))
             for p in self.placement.instances
         ]
-        self._controller = Controller(
-            instances,
-            self.policy,
-            around,
-            self,
-            max_context=self.placement.max_context,
-            step_timeout=self.config.step_timeout,
-        )
-        self._controller.start()
-        self.start_s = time.monotonic() - started
+        return around, instances
+
+    def restart(self, degrees: tuple[int, ...]) -> tuple[Surroundings, list[Instance]]:
+        """Ends all workers and starts new ones as instances of these TP degrees. Of the controller, while nothing runs.
+
+        Raises EngineError if they do not come up; then there is no engine any more.
+        """
+        self._end_workers()
+        devices = sum(degrees)
+        self.config = self.config.with_(instances=degrees, tp_degrees=self.config.candidate_degrees)
+        self.placer = Placer(self.config, self.model.config, self.geometry)
+        self.placement = self.placer.host()
+        self._spawn()
+        assert devices == len(self.workers)
+        self.ready = self._await_ready(time.monotonic() + self.config.start_timeout)
+        return self._form()
 
     def _make_instance(self, members: tuple[int, ...], blocks: BlockSource) -> Instance:
         limits = BatchLimits(self.config.max_batch_tokens, self.config.max_seqs, self.placement.block_size)
@@ -201,19 +221,22 @@ class Engine:
         with _deferred_interrupt():
             if self._controller is not None:
                 self._controller.stop()
-            for worker in self.workers:
-                with contextlib.suppress(OSError):
-                    worker.connection.close()  # all at once, so that they leave side by side
-            for worker in self.workers:
-                worker.close()
-            self.workers = []
-            if self.arena is not None:
-                self.arena.close()
-                self.arena = None  # the mapping holds a descriptor of its own
-            for fds in self._descriptors.values():
-                for fd in fds:
-                    os.close(fd)
-            self._descriptors.clear()
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.connection.close()  # all at once, so that they leave side by side
+        for worker in self.workers:
+            worker.close()
+        self.workers = []
+        if self.arena is not None:
+            self.arena.close()
+            self.arena = None  # the mapping holds a descriptor of its own
+        for fds in self._descriptors.values():
+            for fd in fds:
+                os.close(fd)
+        self._descriptors.clear()
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

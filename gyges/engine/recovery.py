@@ -33,10 +33,14 @@ class Incident:
 
 
 class Workers(Protocol):
-    """What a recovery needs of the engine beside the processes."""
+    """What recoveries and restarts need of the engine."""
 
     arena: SharedArena | None
     start_timeout: float
+
+    def restart(self, degrees: tuple[int, ...]) -> tuple[Surroundings, list[Instance]]:
+        """Ends all processes and starts them anew as instances of these TP degrees. Raises EngineError where that fails."""
+        ...
 
 
 class Recovery:

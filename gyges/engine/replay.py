@@ -30,6 +30,7 @@ from gyges.engine.recovery import Incident
 from gyges.engine.transformer import TransformationReport
 from gyges.errors import EngineError, UnknownNameError, UserError
 from gyges.metrics.records import RequestRecord, Status, TimelineSample, TokensHasher, TransformationEvent
+from gyges.scheduling.routing import Ask
 
 MODES = ("open", "closed", "asap")
 NO_INSTANCE = "none"  # the instance of a sample of devices that no instance has: a worker died
@@ -138,6 +139,7 @@ class Replayer:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(0.0005)
         self._start = time.monotonic()
+        self._let_the_policy_foresee()
         sender = threading.Thread(target=self._send, name="gyges-sender", daemon=True)
         sender.start()
         self._by_hand.start(self._start)
@@ -165,6 +167,23 @@ class Replayer:
         result.incidents = [replace(each, at_s=each.at_s - self._start) for each in self.engine.incidents]
         result.duration_s = self._now()
         return result
+
+    def _let_the_policy_foresee(self) -> None:
+        """The trace, to a policy that asks for it; only an open replay knows when requests come."""
+        foresee = getattr(self.engine.policy, "foresee", None)
+        if foresee is None or self.mode != "open":
+            return
+        foresee(
+            [
+                Ask(
+                    item.request.max_length,
+                    len(item.request.prompt),
+                    self._start + item.scheduled_s,
+                    item.request.request_id,
+                )
+                for item in self.items
+            ]
+        )
 
     def _let_transformations_end(self) -> None:
         """What the end of the last request has set off is carried out, and recorded, before the engine is closed."""

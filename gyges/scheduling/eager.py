@@ -18,8 +18,8 @@ from gyges.scheduling.routing import (
     Policy,
     Reject,
     Send,
-    Split,
     Wait,
+    Wish,
     degrees_for,
 )
 
@@ -59,7 +59,7 @@ class Eager(Policy):
                 return Merge(indices, f"a request of {ask.length} tokens fits no instance")
         return Wait()
 
-    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Merge | Split]:
+    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
         return split_what_nobody_needs(instances, host)
 
 

@@ -46,6 +46,7 @@ from gyges.scheduling.routing import (
     Send,
     Split,
     Wait,
+    Wish,
     degrees_for,
 )
 from gyges.scheduling.specification import VARIANTS
@@ -152,7 +153,7 @@ class Gyges(Policy):
 
     # -- when to split ------------------------------------------------------------------------------------------------
 
-    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Merge | Split]:
+    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
         lowest = host.lowest
         self.wake_s = None
         if host.pending:
@@ -166,7 +167,7 @@ class Gyges(Policy):
         self._drained_at = {instances[i].devices: known.get(instances[i].devices, now) for i in drained}
         kept = max(drained, key=lambda i: (instances[i].max_tokens, -i)) if self.reserve and drained else None
         idle_s = self._least_work_s(instances, host)
-        wishes: list[Merge | Split] = []
+        wishes: list[Wish] = []
         for index in wide:
             view = instances[index]
             degrees = self._parts(view, host)

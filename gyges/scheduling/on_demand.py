@@ -17,6 +17,7 @@ from gyges.scheduling.routing import (
     Send,
     Split,
     Wait,
+    Wish,
     degrees_for,
 )
 
@@ -46,7 +47,7 @@ class OnDemand(Policy):
                 return Merge(indices, f"a request of {ask.length} tokens fits no instance")
         return Wait()
 
-    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Merge | Split]:
+    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
         return split_what_nobody_needs(instances, host)
 
 
@@ -58,7 +59,7 @@ def under_way(length: int, instances: Sequence[InstanceView], host: HostView) ->
     )
 
 
-def split_what_nobody_needs(instances: Sequence[InstanceView], host: HostView) -> list[Merge | Split]:
+def split_what_nobody_needs(instances: Sequence[InstanceView], host: HostView) -> list[Wish]:
     """Every instance above the lowest degree none of whose requests needs the room."""
     lowest = host.lowest
     return [

@@ -149,7 +149,17 @@ class Split:
     cause: str
 
 
-Decision = Send | Reject | Wait | Merge
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """The whole host finishes what its instances have, stops, and starts with instances of these TP degrees; until then no
+    request is placed, and the one that was asked for waits. What is done where nothing can be transformed."""
+
+    degrees: tuple[int, ...]
+    cause: str
+
+
+Decision = Send | Reject | Wait | Merge | Restart
+Wish = Merge | Split | Restart
 
 
 class RoutingPolicy(Protocol):
@@ -167,7 +177,7 @@ class RoutingPolicy(Protocol):
         """``instances`` is never empty."""
         ...
 
-    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Merge | Split]:
+    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
         """Transformations to start now, each of other instances; asked after arrivals, ends and changes."""
         ...
 
@@ -178,7 +188,7 @@ class Policy:
     transforms = False
     wake_s: float | None = None
 
-    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Merge | Split]:
+    def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
         return []
 
 

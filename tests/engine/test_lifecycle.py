@@ -107,7 +107,8 @@ def test_what_cannot_work_is_said_before_any_process_starts():
     with pytest.raises(UserError, match="TP degree 5 is impossible"):
         Engine(replace(CONFIG, instances=(5,)))
     with pytest.raises(
-        UnknownNameError, match=r"unknown scheduler policy 'best'; known: gyges, llf, on-demand, rr, static"
+        UnknownNameError,
+        match=r"unknown scheduler policy 'best'; known: gyges, llf, on-demand, oracle, restart, rr, static",
     ):
         Engine(CONFIG, policy="best")
     with pytest.raises(UnknownNameError, match=r"unknown KV layout 'rows'; known: .*shard-pages"):

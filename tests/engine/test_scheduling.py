@@ -7,6 +7,7 @@ from checkpoints import make_checkpoint
 from engine.transforming import Running, requests, static_tokens
 
 from gyges import Engine, EngineConfig
+from gyges.errors import EngineError
 
 pytestmark = pytest.mark.engine
 
@@ -89,3 +90,40 @@ def test_a_static_layout_is_started_and_rejects_what_it_cannot_hold(host):
         (end,) = engine.generate(long[:1])
         assert end.finish_reason == "rejected"
         assert "nothing merges here" in end.error
+
+
+def test_a_restart_finishes_what_runs_and_serves_the_rest_at_the_other_degree(host):
+    """New processes, the same tokens, nobody lost; and back again when nobody needs it."""
+    config, short, long, expected = host
+    with Engine(config, "restart+hold=0") as engine:
+        first = {worker.process.pid for worker in engine.workers}
+        running = Running(engine)
+        running.submit(*short)
+        running.wait_for_tokens(8)
+        running.submit(long[0])
+        assert running.finish() == {name: expected[name] for name in running.tokens}
+        running.wait_until(lambda: [r.after for r in engine.reports] == [(2, 2), (1, 1, 1, 1)])
+        assert not first & {worker.process.pid for worker in engine.workers}
+        assert [status.degree for status in engine.status()] == [1] * 4
+        for report in engine.reports:
+            assert report.asked_s <= report.start_s < report.end_s
+            assert report.stopped == "the host was restarted"
+        (end,) = engine.generate(short[:1])
+        assert end.token_ids == expected["r0"]
+
+
+def test_a_restart_that_fails_ends_every_request_with_the_cause(host, monkeypatch):
+    config, short, long, _ = host
+    with Engine(config, "restart") as engine:
+        monkeypatch.setattr(engine, "_spawn", refuse)
+        running = Running(engine)
+        running.submit(*short[:2], long[0])
+        running.wait_until(lambda: engine.failure is not None)
+        running.wait_for_end("long0")
+    assert running.ends["long0"].finish_reason == "failed"
+    assert "no processes today" in running.ends["long0"].error
+    assert set(running.ends) == {"r0", "r1", "long0"}
+
+
+def refuse() -> None:
+    raise EngineError("no processes today")
