@@ -91,6 +91,8 @@ def test_every_engine_axis_names_a_field(axis):
         ("overlap=maybe", "neither on nor off"),
         ("devices=1,1", "twice"),
         ("layout=diagonal", "shard-pages"),
+        ("scheduler=guess", "gyges"),
+        ("scheduler=gyges+speed=1", "option"),
         ("long-share=1.5", "between 0 and 1"),
     ],
 )

@@ -96,6 +96,13 @@ def _layout(text: str) -> str:
     return text
 
 
+def _scheduler(text: str) -> str:
+    from gyges.scheduling.specification import make_policy
+
+    make_policy(text)
+    return text
+
+
 def _number(value: float) -> str:
     return f"{value:g}"
 
@@ -126,7 +133,7 @@ _add(
     "overlap", "engine", _switch, "transformations between steps, not in one stop", field="overlap", on="on", off="off",
     show=_shown_switch,
 )  # fmt: skip
-_add("scheduler", "scheduler", str, "who decides about merges and splits", on="gyges", off="llf")
+_add("scheduler", "scheduler", _scheduler, "who decides about merges and splits", on="gyges", off="llf")
 
 _add("model", "engine", str, "preset or checkpoint", field="model")
 _add("devices", "engine", _devices, "TP1 instances at first", field="instances", show=lambda value: str(len(value)))
