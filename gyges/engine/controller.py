@@ -183,8 +183,8 @@ class Controller:
             self._try_abort(request_id)
         if self._changed or self._is_time_to_wake(started):
             self._review(started)
-        if self._restart is not None:
-            self._advance_restart()
+        while self._restart is not None and self._is_drained():
+            self._carry_out_restart()
         try:
             for transformer in list(self._transformers):
                 self._advance(transformer)
@@ -529,11 +529,13 @@ class Controller:
     def _begin_restart(self, wish: Restart) -> None:
         self._restart = Restarting(wish, self.instances, time.monotonic())
 
-    def _advance_restart(self) -> None:
-        """Once nothing runs any more, the processes are replaced. Meanwhile nobody can be served: the thread may wait."""
+    def _is_drained(self) -> bool:
+        busy = any(instance.plan is not None or instance.live for instance in self.instances)
+        return not (busy or self._transformers or self._recoveries)
+
+    def _carry_out_restart(self) -> None:
+        """Replaces the processes. Nobody can be served meanwhile, so the thread may wait; and asks the policy again."""
         assert self._restart is not None
-        if self._transformers or self._recoveries or any(i.plan is not None or i.live for i in self.instances):
-            return
         restart, self._restart = self._restart, None
         for instance in self.instances:
             for worker in instance.workers:
