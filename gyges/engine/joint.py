@@ -316,9 +316,11 @@ class Joint:
             budget, rest = budgets[share], len(spot.front) - spot.copied
             if not budget and rest:
                 continue
-            # The last block is still being written: it goes with the switch.
-            full = sequence.computed // self.host.block_size - spot.copied
-            count = self._copy(spot, rest if rest <= budget else max(0, min(budget, full)), sparing=sparing)
+            # Blocks that are still being written, all to come of a prompt that is computed in chunks, go with the switch: either
+            # everything is copied now, or no more than what never changes again.
+            full = max(0, sequence.computed // self.host.block_size - spot.copied)
+            whole = rest <= budget and self._fits(spot, rest, sparing=sparing)
+            count = self._copy(spot, rest if whole else min(budget, full), sparing=sparing)
             if count == rest:
                 self._switch(sequence, spot)
             budgets[share] -= count
@@ -334,15 +336,20 @@ class Joint:
 
     def _copy(self, spot: Spot, want: int, *, sparing: bool) -> int:
         """Copies the next ``want`` blocks, or as many as there is room for."""
-        while want:
-            part = slice(spot.copied, spot.copied + want)
-            moves = Moves(spot.narrow, np.asarray(spot.front[part]), np.asarray(spot.back[part]))
-            if self.planner.fits([moves], sparing=sparing):
-                self.planner.transfer(moves)
-                spot.copied += want
-                return want
+        while want and not self._fits(spot, want, sparing=sparing):
             want //= 2
-        return 0
+        if want:
+            self.planner.transfer(self._next_blocks(spot, want))
+            spot.copied += want
+        return want
+
+    @staticmethod
+    def _next_blocks(spot: Spot, count: int) -> Moves:
+        part = slice(spot.copied, spot.copied + count)
+        return Moves(spot.narrow, np.asarray(spot.front[part]), np.asarray(spot.back[part]))
+
+    def _fits(self, spot: Spot, count: int, *, sparing: bool) -> bool:
+        return not count or self.planner.fits([self._next_blocks(spot, count)], sparing=sparing)
 
     def _switch(self, sequence: Seq, spot: Spot) -> None:
         self.planner.ops.append(Switch(self.slots[sequence], spot.narrow, pack_ids(spot.back)))
