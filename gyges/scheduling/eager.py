@@ -29,6 +29,9 @@ class Eager(Policy):
 
     transforms = True
 
+    def __init__(self) -> None:
+        self._merged_for: set[tuple[float, str]] = set()  # requests that have had their merge and are not placed yet
+
     @abstractmethod
     def preference(self, instances: Sequence[InstanceView]) -> Key: ...
 
@@ -37,7 +40,8 @@ class Eager(Policy):
 
     def route(self, ask: Ask, instances: Sequence[InstanceView], host: HostView, now: float) -> Decision:
         key = self.preference(instances)
-        if ask.length > host.max_tokens[host.lowest]:
+        me = (ask.arrival_s, ask.name)
+        if ask.length > host.max_tokens[host.lowest] and me not in self._merged_for:
             degrees = degrees_for(ask.length, instances, host)
             if isinstance(degrees, Reject):
                 return degrees
@@ -46,9 +50,11 @@ class Eager(Policy):
                 indices = group_of_any(instances, degrees[0], key)
                 if indices:
                     self.sent(instances[indices[-1]])
+                    self._merged_for.add(me)
                     return Merge(indices, f"a request of {ask.length} tokens")
         index = least(instances, ask.length, key)
         if index is not None:
+            self._merged_for.discard(me)
             self.sent(instances[index])
             return Send(index)
         if under_way(ask.length, instances, host):
@@ -76,6 +82,7 @@ class RoundRobin(Eager):
     """In turn, by first device, since the instances themselves come and go."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._last = -1
 
     def preference(self, instances: Sequence[InstanceView]) -> Key:

@@ -36,3 +36,13 @@ def test_both_split_as_soon_as_no_long_request_is_left():
     for name in ("rr", "llf"):
         policy = make_policy(name)
         assert [w.index for w in policy.review(views(4, 2, longest=(50, 200)), HOST, 0.0)] == [0]
+
+
+def test_one_request_makes_one_merge_however_often_it_is_asked_for():
+    for name in ("rr", "llf"):
+        policy = make_policy(name)
+        assert route(policy, MIDDLE, views(*[1] * 6)).indices == (0, 1)
+        merging = views(*[1] * 6, becoming={0: (2,), 1: (2,)})
+        assert route(policy, MIDDLE, merging) == Wait()
+        assert route(policy, MIDDLE, views(2, 1, 1, 1, 1)) == Send(0)
+        assert route(policy, MIDDLE, views(2, 1, 1, 1, 1)).indices == (1, 2), "the next one"

@@ -224,7 +224,7 @@ def _waterfall(axes: Axes, key: str, off: Document, on: Document, alone: Mapping
 def _named_steps(alone: Mapping[str, Any], start: float, steps: Sequence[float], end: float) -> list[str]:
     """With their values, which have no room beside the whiskers."""
     middle = [f"{name}\n{step:+.3g}" for name, step in zip([*alone, "together"], steps, strict=True)]
-    return [f"all off\n{start:.3g}", *middle, f"all on\n{end:.3g}"]
+    return [f"all off\n{_short(start)}", *middle, f"all on\n{_short(end)}"]
 
 
 def _step(axes: Axes, x: int, level: float, step: float, *, good: bool) -> None:
@@ -355,3 +355,8 @@ def timeline(cells: Sequence[Document], runs: Mapping[str, Sequence[Run]], *, la
     )  # fmt: skip
     figure.suptitle(label, fontsize=9)
     return figure
+
+
+def _short(value: float) -> str:
+    """Three digits, or all of a whole number that has more."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
