@@ -224,7 +224,7 @@ def _waterfall(axes: Axes, key: str, off: Document, on: Document, alone: Mapping
 def _named_steps(alone: Mapping[str, Any], start: float, steps: Sequence[float], end: float) -> list[str]:
     """With their values, which have no room beside the whiskers."""
     middle = [f"{name}\n{step:+.3g}" for name, step in zip([*alone, "together"], steps, strict=True)]
-    return [f"all off\n{_short(start)}", *middle, f"all on\n{_short(end)}"]
+    return [f"all off\n{_figures(start)}", *middle, f"all on\n{_figures(end)}"]
 
 
 def _step(axes: Axes, x: int, level: float, step: float, *, good: bool) -> None:
@@ -357,6 +357,6 @@ def timeline(cells: Sequence[Document], runs: Mapping[str, Sequence[Run]], *, la
     return figure
 
 
-def _short(value: float) -> str:
+def _figures(value: float) -> str:
     """Three digits, or all of a whole number that has more."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
