@@ -7,11 +7,71 @@ from typing import Annotated
 
 import typer
 
+from cli.option_groups import takes
 from cli.output import JsonOption, emit, human_console
+from cli.trace_options import build_trace_options
+from workloads.options import TraceOptions
 
 app = typer.Typer(
     name="sim", help="Simulate what no machine here can run; score it against what one did.", no_args_is_help=True
 )
+
+
+@app.command(
+    epilog="Example:  [cyan]gyges sim run --trace conv.csv --hardware h20x4 --policy static:tp2 --slo ttft=10,tpot=0.1[/cyan]",
+)
+@takes(trace_options=build_trace_options)
+def run(
+    *,
+    trace: Annotated[
+        str,
+        typer.Option("--trace", help="A file, hf:owner/name[:split], synthetic:SHAPE?..., or a name of `trace list`."),
+    ] = "default",
+    hardware: Annotated[
+        str, typer.Option("--hardware", metavar="NAME[xN]|FILE", help="The devices of the host: h20x8, ./card.yaml.")
+    ] = "h20x8",
+    model: Annotated[
+        str, typer.Option("--model", help="A hub id, or a folder with config.json; no weights.")
+    ] = "Qwen/Qwen2.5-32B",
+    policy: Annotated[
+        str, typer.Option("--policy", help="A scheduler that keeps the instances: static, static:tp2+tp1+tp1.")
+    ] = "static",
+    instances: Annotated[
+        str | None,
+        typer.Option("--instances", metavar="tp2,tp1,...", help="TP degrees. \\[default: TP1 on each device]"),
+    ] = None,
+    cost: Annotated[str, typer.Option("--cost", help="Step times: analytic, or tables (with --profile).")] = "analytic",
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="DIR", help="Operator times of the card, for --cost tables.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (config.json's), bfloat16 or float32.")] = "auto",
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--kv-tokens", min=1, help="Of KV cache, for each device. \\[default: the memory that weights leave over]"
+        ),
+    ] = None,
+    max_batch_tokens: Annotated[int, typer.Option("--max-batch-tokens", min=1, help="Of one step.")] = 2048,
+    max_seqs: Annotated[int, typer.Option("--max-seqs", min=1, help="Sequences of one step.")] = 256,
+    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a KV block.")] = 16,
+    slo: Annotated[
+        str | None, typer.Option("--slo", metavar="ttft=10,tpot=0.1", help="What counts as good, in seconds.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-sim-<trace>]")
+    ] = None,
+    json: JsonOption = False,
+    trace_options: TraceOptions,
+) -> None:
+    """Replay a trace on simulated devices: the same table, plots and result folder as `bench run`."""
+    from cli.sim_run import SimRunOptions, sim_run
+
+    options = SimRunOptions(
+        model, hardware, policy, instances, cost, profile, dtype, kv_tokens, max_batch_tokens, max_seqs, block_size
+    )
+    document = sim_run(human_console(json), options, trace, trace_options, slo, out)
+    if json:
+        emit(document)
 
 
 @app.command(

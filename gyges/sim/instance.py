@@ -1,8 +1,8 @@
 """One simulated instance: continuous batching by the rules of :class:`gyges.scheduling.batching.Batcher`, in time that grows with
 requests, not with steps. Torch-free; a test holds it to the Batcher, step by step.
 
-What makes it fast. Sequences that decode all advance by one token a step, so a sequence that decodes since step ``k0`` with ``L0``
-tokens has ``L0 - k0 + k`` of them at step ``k``: only ``base = L0 - k0`` is kept, and no step touches it.
+What makes it fast. Sequences that decode all advance by one token a step, so one that decodes since step ``k0`` with ``L0`` tokens has
+``L0 - k0 + k`` of them at step ``k``: only ``base = L0 - k0`` is kept, and no step touches it.
 
     context of step k    sum of base + n k
     blocks at step k     one for each base with base + k = 1 modulo the block size: counted by residue
@@ -137,9 +137,7 @@ class SimInstance:
         elif self._decoding:
             steps = 1 if preempted else self._jump()  # blocks that were given back admit somebody in the next step
             self._tokens = self._decoding
-            seconds = self.cost.decode_steps_s(
-                self._decoding, shape.decode_context, shape.decode_longest, steps
-            )
+            seconds = self.cost.decode_steps_s(self._decoding, shape.decode_context, shape.decode_longest, steps)
             # A running sum, as if step by step, to the last bit.
             self.busy = np.cumsum(np.concatenate(((now,), seconds)))[1:]
         return self.busy is not None

@@ -11,6 +11,7 @@ import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,7 +36,8 @@ class SimRequest:
 
 @dataclass(slots=True)
 class SimResult:
-    """records: by index of the requests; their ``token_times`` are arrays.   end_s: on the simulated clock.   loop_s: wall time of the loop."""
+    """records: by index of the requests; their ``token_times`` are arrays.   end_s: on the simulated clock.
+    loop_s: wall time of the loop.   steps, events: of all instances; an event is a step or a jump."""
 
     records: list[RequestRecord]
     samples: list[TimelineSample]
@@ -95,7 +97,7 @@ class Simulator:
 
     def run(self, requests: Sequence[SimRequest], *, sample_s: float | None = None) -> SimResult:
         """``sample_s``: between samples of the timeline; None: as many as a plot shows."""
-        assert all(a.arrival_s <= b.arrival_s for a, b in zip(requests, requests[1:], strict=False))
+        assert all(a.arrival_s <= b.arrival_s for a, b in pairwise(requests))
         started = time.perf_counter()
         placed: list[_Placed | str | None] = [None] * len(requests)
         pending: list[int] = []
