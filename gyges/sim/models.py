@@ -65,7 +65,7 @@ def sim_model(name: str, dtype: str = "auto") -> SimModel:
 
     dtype: "auto" (what config.json says), "bfloat16" or "float32". Raises UserError as :func:`gyges.models.hub.resolve_model`.
     """
-    config = KNOWN_MODELS.get(_base(name))
+    config = known_config(name)
     if config is None and (folder := Path(os.path.expanduser(name))).is_dir() and (folder / "config.json").is_file():
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -80,6 +80,11 @@ def sim_model(name: str, dtype: str = "auto") -> SimModel:
     except UserError as error:
         raise UserError(f"{error}. Known without network: {', '.join(sorted(KNOWN_MODELS))}") from error
     return SimModel(name, resolved.config.geometry(dtype), resolved.config.max_position)
+
+
+def known_config(name: str) -> dict[str, Any] | None:
+    """What config.json of a known hub id holds, as far as sizes go; None for others."""
+    return KNOWN_MODELS.get(_base(name))
 
 
 def _base(name: str) -> str:

@@ -45,6 +45,13 @@ def _tables(spec: CostSpec) -> CostModel:
     return TableCost(read_bundle(spec.profile), spec.model.geometry, spec.degree, spec.hardware)
 
 
+@COST_SOURCES.register("aic")
+def _aic(spec: CostSpec) -> CostModel:
+    from gyges.sim.cost.aic import AicCost
+
+    return AicCost(spec.model, spec.hardware, spec.degree)
+
+
 def cost_model(source: str, spec: CostSpec) -> CostModel:
     """Raises UnknownNameError for a source that is not registered, UserError for what the source lacks."""
     return COST_SOURCES.get(source)(spec)
