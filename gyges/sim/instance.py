@@ -1,8 +1,8 @@
 """One simulated instance: continuous batching by the rules of :class:`gyges.scheduling.batching.Batcher`, in time that grows with
 requests, not with steps. Torch-free; a test holds it to the Batcher, step by step.
 
-What makes it fast. Sequences that decode all advance by one token a step, so one that decodes since step ``k0`` with ``L0`` tokens has
-``L0 - k0 + k`` of them at step ``k``: only ``base = L0 - k0`` is kept, and no step touches it.
+What makes it fast. Sequences that decode all advance by one token a step, so one that decodes since step ``k0`` with ``L0``
+tokens has ``L0 - k0 + k`` of them at step ``k``: only ``base = L0 - k0`` is kept, and no step touches it.
 
     context of step k    sum of base + n k
     blocks at step k     one for each base with base + k = 1 modulo the block size: counted by residue
