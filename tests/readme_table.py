@@ -63,23 +63,29 @@ def table() -> list[str]:
 
 
 def ablation_table() -> list[str]:
-    """Nothing as long as there is no committed ablation."""
-    if not (RESULTS / "ablation" / "ablation.json").is_file():
-        return []
+    return _cells("ablation", "`gyges bench ablation`", "all off")
+
+
+def schedulers_table() -> list[str]:
+    """Of docs/ablation.md."""
+    return _cells("schedulers", "`gyges bench ablation --set scheduler=...`, `paper-mix-tiny`, 8 x TP1 at first", "gyges")
+
+
+def _cells(folder: str, title: str, against: str) -> list[str]:
     from gyges.bench.ablation.figures import FIGURES
     from gyges.bench.ablation.table import shown, shown_change
 
-    document, manifest = _read("ablation", "ablation.json"), _read("ablation", "manifest.json")
+    document, manifest = _read(folder, "ablation.json"), _read(folder, "manifest.json")
     keys = ["short_ttft_p99_s", "short_tpot_p99_s", "long_ttft_p99_s", "transformations", "pause_max_s"]
     (work,) = document["workloads"]
     lines = [
-        f"`gyges bench ablation`, preset `{document['configuration']['base']['model']}`, {work['requests']} requests, "
+        f"{title}, preset `{document['configuration']['base']['model']}`, {work['requests']} requests, "
         f"{work['long']} of them too long for TP1, {document['repeats']} repeats, on {hardware(manifest)}"
         + "".join(f" ({note})" for note in document["notes"])
         + ":",
         "",
         "| cell | rejected or failed | short: TTFT p99, ms | TPOT p99, ms | long: TTFT p99, ms "
-        "| transformations | longest pause, ms | short TTFT p99 against all off, % [95 %] |",
+        f"| transformations | longest pause, ms | short TTFT p99 against {against}, % [95 %] |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for cell in document["cells"]:
@@ -112,4 +118,4 @@ def _reached(goal: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join([*table(), "", *ablation_table(), "", *transform_table()]))
+    print("\n".join([*table(), "", *ablation_table(), "", *schedulers_table(), "", *transform_table()]))

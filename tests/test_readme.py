@@ -8,7 +8,7 @@ from pathlib import Path
 
 import documents
 import pytest
-from readme_table import ablation_table, table, transform_table
+from readme_table import ablation_table, schedulers_table, table, transform_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,6 +49,10 @@ def test_the_results_table_is_the_committed_one():
 
 def test_the_ablation_is_the_committed_one():
     assert "\n".join(ablation_table()) in README
+
+
+def test_the_comparison_of_schedulers_is_the_committed_one():
+    assert "\n".join(schedulers_table()) in (ROOT / "docs" / "ablation.md").read_text()
 
 
 def test_the_goals_of_transformations_are_the_committed_ones():
