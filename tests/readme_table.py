@@ -68,7 +68,9 @@ def ablation_table() -> list[str]:
 
 def schedulers_table() -> list[str]:
     """Of docs/ablation.md."""
-    return _cells("schedulers", "`gyges bench ablation --set scheduler=...`, `paper-mix-tiny`, 8 x TP1 at first", "gyges")
+    return _cells(
+        "schedulers", "`gyges bench ablation --set scheduler=...`, `paper-mix-tiny`, 8 x TP1 at first", "gyges"
+    )
 
 
 def _cells(folder: str, title: str, against: str) -> list[str]:

@@ -12,7 +12,8 @@ The refinements (``gyges`` has all, ``gyges+reserve=off`` all but one):
 
 cost        A long request that some wide instance could hold makes others merge all the same, where waiting in that instance's
             line would take longer than the transformation and what it delays. A drained instance splits only where somebody
-            gains: the least loaded narrow instance has more work than the split takes.
+            gains: the least loaded narrow instance has more work than the split takes. Where all narrow ones are busy, a short
+            request goes to a drained one that has less work.
 remaining   Load is the work that is left per device, not the number of requests.
 hysteresis  A drained instance stays wide for ``dwell`` times the price of a split, so that a short burst causes one cycle.
 reserve     One drained instance stays wide while, by the gaps between the long requests so far, the next one is due (twice the
@@ -89,7 +90,8 @@ class Gyges(Policy):
         lowest = host.lowest
         if ask.length <= host.max_tokens[lowest]:
             index = least(instances, ask.length, self._load, lambda view: not _drained(view, lowest))
-            if index is None:  # only drained ones are left
+            if index is None or (self.cost and instances[index].remaining_tokens):
+                # Only drained ones are left; or one of them may have less to do than all others.
                 index = least(instances, ask.length, self._load)
             return Wait() if index is None else Send(index)
         self._note_long(ask)

@@ -117,6 +117,14 @@ def test_cost_splits_only_where_somebody_gains():
     assert splits(only("cost"), alone) == [(0, SPLIT)], "nobody else is there: its own work gains"
 
 
+def test_cost_lets_a_drained_instance_take_a_short_request_where_all_others_are_busier():
+    policy = make_policy("gyges:paper+cost=on+remaining=on")
+    assert route(policy, SHORT, views(4, 1, 1, load=(0, 30, 20))) == Send(0)
+    assert route(policy, SHORT, views(4, 1, 1, load=(0, 30, 0))) == Send(2), "one is idle"
+    assert route(policy, SHORT, views(4, 1, 1, load=(90, 30, 20))) == Send(2), "22.5 a device"
+    assert route(only("remaining"), SHORT, views(4, 1, 1, load=(0, 30, 20))) == Send(2)
+
+
 def test_hysteresis_keeps_a_drained_instance_for_a_while_and_asks_to_be_woken():
     policy = make_policy("gyges:paper+hysteresis=on+dwell=30")
     instances = views(4, 1)
