@@ -53,7 +53,7 @@ def profile(config: ProfileConfig, folder: Path, progress: Progress) -> dict[str
     if not config.degrees or len(set(config.degrees)) < len(config.degrees):
         raise UserError(f"TP degrees to profile must be given once each, got {config.degrees}")
     engines = {
-        degree: Engine(config.engine.with_(instances=(degree,), tp_degrees=()), "llf") for degree in config.degrees
+        degree: Engine(config.engine.with_(instances=(degree,), tp_degrees=()), "static") for degree in config.degrees
     }
     folder.mkdir(parents=True, exist_ok=True)
     first = engines[config.degrees[0]]
@@ -131,7 +131,7 @@ def step_rests(
     decode steps: sequences -> the mean time between a request's tokens, where the engine serves so many at once.
     prefill steps: tokens -> from when a request is put in a batch to its first token, one request after the other.
     """
-    with Engine(engine.config, "llf") as running:
+    with Engine(engine.config, "static") as running:
         counts = [
             n for n in _SEQUENCES if n <= limits.max_seqs and n * _held(_PROMPT + _TOKENS, limits) <= limits.kv_tokens
         ]

@@ -156,7 +156,8 @@ class Gyges(Policy):
     # -- when to split ------------------------------------------------------------------------------------------------
 
     def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
-        lowest = host.lowest
+        degrees = sorted(host.max_tokens)
+        lowest = degrees[0]
         self.wake_s = None
         if host.pending:
             return []  # the devices that a split would take may be those that somebody waits for
@@ -168,34 +169,35 @@ class Gyges(Policy):
         known = self._drained_at
         self._drained_at = {instances[i].devices: known.get(instances[i].devices, now) for i in drained}
         kept = max(drained, key=lambda i: (instances[i].max_tokens, -i)) if self.reserve and drained else None
-        idle_s = self._least_work_s(instances, host)
+        idle_s = self._least_work_s(instances, host, lowest)
+        nobody_narrow = all(view.degree > lowest for view in instances)
         wishes: list[Wish] = []
         for index in wide:
             view = instances[index]
-            degrees = self._parts(view, host)
-            if not degrees or view.free_tokens < _FREE_TO_SPLIT * view.max_tokens:
+            parts = self._parts(view, degrees, host.max_tokens)
+            if not parts or view.free_tokens < _FREE_TO_SPLIT * view.max_tokens:
                 continue
-            price = host.prices.transformation_s((view.degree,), degrees, view.held_tokens)
-            if index in drained:
+            price = host.prices.transformation_s((view.degree,), parts, view.held_tokens)
+            if view.long_requests == 0:
                 due_s = self._due(view, price, is_reserve=index == kept, pressed=idle_s > self.patience * price)
                 if due_s > now:
                     self.wake_s = due_s if self.wake_s is None else min(self.wake_s, due_s)
                     continue
-            if self.cost and not self._gains(view, instances, host, price, idle_s):
-                continue
-            wishes.append(Split(index, degrees, "no request needs all of the wide instance"))
+            if self.cost and price >= (self._own_work_s(view, host) if nobody_narrow else idle_s):
+                continue  # nobody is served sooner by what it sets free than the split itself takes
+            wishes.append(Split(index, parts, "no request needs all of the wide instance"))
         return wishes
 
-    def _parts(self, view: InstanceView, host: HostView) -> tuple[int, ...]:
-        """TP degrees that ``view`` may become; empty if it must stay."""
-        lowest = host.lowest
+    def _parts(self, view: InstanceView, degrees: Sequence[int], max_tokens: dict[int, int]) -> tuple[int, ...]:
+        """TP degrees that ``view`` may become, of those of the host (ascending); empty if it must stay."""
+        lowest = degrees[0]
         if view.long_requests == 0:
             return (lowest,) * (view.degree // lowest) if view.degree % lowest == 0 else ()
         if not self.partial:
             return ()
-        for degree in sorted(host.max_tokens):
+        for degree in degrees:
             rest = view.degree - degree
-            if host.max_tokens[degree] >= view.longest_tokens and rest > 0 and rest % lowest == 0:
+            if max_tokens[degree] >= view.longest_tokens and rest > 0 and rest % lowest == 0:
                 return (degree, *(lowest,) * (rest // lowest))
         return ()
 
@@ -208,18 +210,20 @@ class Gyges(Policy):
             due = max(due, self._last_long + 2 * self._gap)
         return due
 
-    def _gains(
-        self, view: InstanceView, instances: Sequence[InstanceView], host: HostView, price: float, idle_s: float
-    ) -> bool:
-        """Whether anybody is served sooner by what the split sets free than the split itself takes."""
-        if len(instances) == 1 or all(other.degree > host.lowest for other in instances):
-            return host.prices.work_s(view.remaining_tokens + host.pending_tokens, view.degree) > price
-        return idle_s > price
+    @staticmethod
+    def _own_work_s(view: InstanceView, host: HostView) -> float:
+        """Of an instance and of what waits outside, where no instance of the lowest degree could take any of it."""
+        return host.prices.work_s(view.remaining_tokens + host.pending_tokens, view.degree)
 
-    def _least_work_s(self, instances: Sequence[InstanceView], host: HostView) -> float:
+    @staticmethod
+    def _least_work_s(instances: Sequence[InstanceView], host: HostView, lowest: int) -> float:
         """Work of the least loaded instance of the lowest degree, seconds; 0 where there is none."""
-        works = [view.remaining_tokens for view in instances if view.degree == host.lowest and not view.transforming]
-        return host.prices.work_s(min(works), host.lowest) if works else 0.0
+        least_tokens = None
+        for view in instances:
+            if view.degree == lowest and not view.transforming:
+                tokens = view.remaining_tokens
+                least_tokens = tokens if least_tokens is None else min(least_tokens, tokens)
+        return host.prices.work_s(least_tokens, lowest) if least_tokens else 0.0
 
 
 def _drained(view: InstanceView, lowest: int) -> bool:
