@@ -10,6 +10,7 @@ import typer
 from cli.engine_options import build_engine_config
 from cli.option_groups import adapted, takes
 from cli.output import JsonOption, emit, human_console
+from cli.sim_options import Runner, build_runner
 from cli.trace_options import build_trace_options
 from gyges.config import EngineConfig
 from workloads.options import TraceOptions
@@ -28,7 +29,7 @@ app = typer.Typer(
     "[cyan]gyges bench run --trace mixed-long --scheduler on-demand --device-memory 16MiB[/cyan]   "
     "[cyan]gyges bench run --model small --instances tp1,tp1,tp2 --device-memory 384MiB --slo ttft=10,tpot=0.1[/cyan]",
 )
-@takes(engine=build_engine_config, trace_options=build_trace_options)
+@takes(engine=build_engine_config, runner=build_runner, trace_options=build_trace_options)
 def run(
     *,
     trace: Annotated[
@@ -62,6 +63,7 @@ def run(
     ] = None,
     json: JsonOption = False,
     engine: EngineConfig,
+    runner: Runner,
     trace_options: TraceOptions,
 ) -> None:
     """Replay a trace through a real engine: a table, plots, and a result folder."""
@@ -69,6 +71,7 @@ def run(
 
     document = bench_run(
         human_console(json),
+        runner=runner,
         config=engine,
         trace_spec=trace,
         trace_options=trace_options,
@@ -220,6 +223,7 @@ def capacity(
 @takes(
     # The toggles of the grid decide these.
     engine=adapted(build_engine_config, without=("layout", "padding", "overlap"), device_memory="16MiB"),
+    runner=build_runner,
     trace_options=build_trace_options,
 )
 def ablation(
@@ -244,8 +248,9 @@ def ablation(
             help="Only these: on, off (everything), without, only (one). \\[default: all]",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Of every cell, in turn.")] = 2,
-    backend: Annotated[str, typer.Option("--backend", help="Who runs a cell: engine.")] = "engine",
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Of every cell, in turn. \\[default: 2; of a simulation 1]")
+    ] = None,
     mode: Annotated[
         str, typer.Option("--mode", help="open: at the trace's times; closed: --users at a time; asap: all at once.")
     ] = "open",
@@ -262,17 +267,20 @@ def ablation(
     ] = None,
     json: JsonOption = False,
     engine: EngineConfig,
+    runner: Runner,
     trace_options: TraceOptions,
 ) -> None:
-    """What layout, padding, overlap and scheduler are worth: each on and off, by turns, on real engines."""
+    """What layout, padding, overlap and scheduler are worth: each on and off, by turns, on real engines or simulated."""
     from cli.bench_ablation import ablation_command, grid_of, work_maker
     from gyges.bench.ablation.run import AblationConfig
 
     grid = grid_of(sets or [], full=full, kinds=cells)
+    times = repeats or (1 if runner.backend == "sim" else 2)
+    config = AblationConfig(grid, engine, runner.backend, times, mode, users, slo, runner.simulation)
     document = ablation_command(
         human_console(json),
-        config=AblationConfig(grid, engine, backend, repeats, mode, users, slo),
-        make_work=work_maker(trace, trace_options, engine, grid),
+        config=config,
+        make_work=work_maker(trace, trace_options, config),
         out=out,
         dry_run=dry_run,
     )

@@ -17,15 +17,16 @@ from cli.bench_run import timed_requests
 from cli.bench_tables import stopwatch, table
 from cli.render import seconds
 from gyges.bench.ablation.axes import AXES, parse_set
+from gyges.bench.ablation.backend import backend
 from gyges.bench.ablation.document import build
 from gyges.bench.ablation.grid import KINDS, Grid
 from gyges.bench.ablation.run import AblationConfig, MakeWork, Planned, estimate_s, find_done, plan, run_cells
 from gyges.bench.ablation.table import Column, columns, footnotes, label, write_tables
 from gyges.bench.ablation.work import Work
-from gyges.config import EngineConfig
 from gyges.errors import UserError
 from gyges.metrics.results import ResultFolder
 from gyges.models.hub import resolve_model
+from gyges.sim.models import sim_model
 from workloads import transforms
 from workloads.load import load_trace
 from workloads.options import TraceOptions
@@ -45,10 +46,15 @@ def grid_of(sets: Sequence[str], *, full: bool, kinds: str | None) -> Grid:
     return Grid(dict(values), full, chosen)
 
 
-def work_maker(trace_spec: str, options: TraceOptions, base: EngineConfig, grid: Grid) -> MakeWork:
+def work_maker(trace_spec: str, options: TraceOptions, config: AblationConfig) -> MakeWork:
     """Requests of a cell from the settings of the trace's axes; token ids that every model of the grid knows."""
-    models = [resolve_model(name, revision=base.revision) for name in grid.sets.get("model", (base.model,))]
-    vocab = min(model.config.geometry("float32").vocab_size for model in models)
+    base = config.base
+    models = config.grid.sets.get("model", (base.model,))
+    if backend(config.backend).simulated:
+        vocab = min(sim_model(name).geometry.vocab_size for name in models)
+    else:
+        resolved = [resolve_model(name, revision=base.revision) for name in models]
+        vocab = min(model.config.geometry("float32").vocab_size for model in resolved)
 
     def make(settings: Mapping[str, str], long_over: int | None) -> Work:
         values = {name: AXES.get(name).read(text) for name, text in settings.items()}

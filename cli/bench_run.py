@@ -12,13 +12,14 @@ from rich.markup import escape
 
 from cli.live import LiveSnapshot, LiveView
 from cli.render import render_summary
+from cli.sim_options import Runner
 from gyges.bench.serving import engine_facts, happenings, notes_of
 from gyges.config import EngineConfig, format_bytes, format_instances
 from gyges.core import Request, SamplingParams
 from gyges.engine.by_hand import HandCommand, check_degrees, check_devices, degrees_of, parse_command
 from gyges.engine.engine import Engine
 from gyges.engine.replay import MODES, Progress, Replayer, ReplayResult, TimedRequest
-from gyges.errors import UnknownNameError
+from gyges.errors import UnknownNameError, UserError
 from gyges.metrics.results import ResultFolder
 from gyges.metrics.slo import parse_slo
 from gyges.metrics.summary import summarize
@@ -48,6 +49,7 @@ def bench_run(
     console: Console,
     *,
     config: EngineConfig,
+    runner: Runner,
     trace_spec: str,
     trace_options: TraceOptions,
     scheduler: str,
@@ -64,6 +66,14 @@ def bench_run(
     """
     if mode not in MODES:
         raise UnknownNameError("replay mode", mode, MODES)
+    if runner.backend == "sim":
+        from cli.sim_run import sim_engine_run
+
+        if transform:
+            raise UserError("--transform asks a running engine; a simulation merges and splits as its scheduler says")
+        return sim_engine_run(console, config, scheduler, runner.simulation, trace_spec, trace_options, mode, slo, out)
+    if runner.backend != "engine":
+        raise UnknownNameError("backend", runner.backend, ("engine", "sim"))
     limits = parse_slo(slo) if slo else None
     trace = load_trace(trace_spec, trace_options)
     by_hand = [parse_command(text) for text in transform]

@@ -17,6 +17,17 @@ def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, help=help, **more)
 
 
+def parse_degrees(text: str) -> tuple[int, ...]:
+    """``"1,2,4"``. Raises UserError."""
+    try:
+        degrees = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        degrees = ()
+    if not degrees or min(degrees) < 1:
+        raise UserError(f"cannot read --tp-degrees {text!r}; write for example 1,2,4")
+    return degrees
+
+
 def build_engine_config(
     *,
     model: Annotated[
@@ -88,10 +99,7 @@ def build_engine_config(
             raise UserError(f"--instances {instances} takes {sum(degrees)} devices, --devices says {devices}; give one")
     else:
         degrees = parse_instances(instances) if instances else (1,) * (devices or 4)
-    try:
-        candidates = tuple(int(d) for d in tp_degrees.split(",")) if tp_degrees else ()
-    except ValueError:
-        raise UserError(f"cannot read --tp-degrees {tp_degrees!r}; write for example 1,2,4") from None
+    candidates = parse_degrees(tp_degrees) if tp_degrees else ()
     return EngineConfig(
         model=model,
         revision=model_revision,

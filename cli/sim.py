@@ -34,11 +34,33 @@ def run(
         str, typer.Option("--model", help="A hub id, or a folder with config.json; no weights.")
     ] = "Qwen/Qwen2.5-32B",
     policy: Annotated[
-        str, typer.Option("--policy", help="A scheduler that keeps the instances: static, static:tp2+tp1+tp1.")
-    ] = "static",
+        str,
+        typer.Option(
+            "--policy",
+            help="A scheduler: static, static:tp2+tp1+tp1, gyges, llf, restart ... (docs/scheduling.md). \\[default: what the "
+            "system is meant for, or static]",
+        ),
+    ] = "",
+    system: Annotated[
+        str,
+        typer.Option(
+            "--system",
+            metavar="NAME[+OPTION=VALUE]",
+            help="How instances are served and changed: fixed, gyges, gyges:paper, gyges+overlap=off, ... "
+            "(docs/simulation.md). \\[default: gyges if the policy merges and splits, else fixed]",
+        ),
+    ] = "",
     instances: Annotated[
         str | None,
-        typer.Option("--instances", metavar="tp2,tp1,...", help="TP degrees. \\[default: TP1 on each device]"),
+        typer.Option(
+            "--instances",
+            metavar="tp2,tp1,...",
+            help="TP degrees at first. \\[default: the lowest that fits, on all devices]",
+        ),
+    ] = None,
+    tp_degrees: Annotated[
+        str | None,
+        typer.Option("--tp-degrees", metavar="1,2,4", help="That instances may take. \\[default: all that fit]"),
     ] = None,
     cost: Annotated[str, typer.Option("--cost", help="Step times: analytic, or tables (with --profile).")] = "analytic",
     profile: Annotated[
@@ -53,7 +75,9 @@ def run(
     ] = None,
     max_batch_tokens: Annotated[int, typer.Option("--max-batch-tokens", min=1, help="Of one step.")] = 2048,
     max_seqs: Annotated[int, typer.Option("--max-seqs", min=1, help="Sequences of one step.")] = 256,
-    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a KV block.")] = 16,
+    block_size: Annotated[
+        int, typer.Option("--block-size", min=0, help="Tokens of a KV block. 0: what the system wants.")
+    ] = 0,
     slo: Annotated[
         str | None, typer.Option("--slo", metavar="ttft=10,tpot=0.1", help="What counts as good, in seconds.")
     ] = None,
@@ -64,12 +88,26 @@ def run(
     trace_options: TraceOptions,
 ) -> None:
     """Replay a trace on simulated devices: the same table, plots and result folder as `bench run`."""
-    from cli.sim_run import SimRunOptions, sim_run
+    from cli.engine_options import parse_degrees
+    from cli.sim_run import sim_run
+    from gyges.sim.setup import SimSetup
 
-    options = SimRunOptions(
-        model, hardware, policy, instances, cost, profile, dtype, kv_tokens, max_batch_tokens, max_seqs, block_size
+    setup = SimSetup(
+        model=model,
+        hardware=hardware,
+        policy=policy,
+        system=system,
+        instances=instances,
+        tp_degrees=parse_degrees(tp_degrees) if tp_degrees else (),
+        cost=cost,
+        profile=profile,
+        dtype=dtype,
+        kv_tokens=kv_tokens,
+        max_batch_tokens=max_batch_tokens,
+        max_seqs=max_seqs,
+        block_size=block_size,
     )
-    document = sim_run(human_console(json), options, trace, trace_options, slo, out)
+    document = sim_run(human_console(json), setup, trace, trace_options, slo, out)
     if json:
         emit(document)
 

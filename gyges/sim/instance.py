@@ -11,51 +11,25 @@ tokens has ``L0 - k0 + k`` of them at step ``k``: only ``base = L0 - k0`` is kep
 
 Steps that only decode are one *jump*: to the next finish, or until blocks run out. An arrival cuts it at the end of the step
 that is under way. Where sequences wait for room already, a jump goes on: nothing can be admitted before somebody has finished.
+
+Sequences that leave in the middle (a merge, a split) carry with them how long they are, and the steps whose end times are the
+times of their tokens.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import numpy as np
 
 from gyges.scheduling.batching import BatchLimits
 from gyges.sim.cost.base import CostModel, StepShape
+from gyges.sim.sequence import NEVER, SimSequence, by_order
 
-_NEVER = -1
-
-
-@dataclass(slots=True, eq=False)
-class SimSequence:
-    """A request inside an instance. Lengths in tokens; ``order`` is its place in the line.
-
-    left: tokens still to sample, when its present stay began.   base, last_step: while it decodes (see above), the step that
-    samples its last token.   first_step: the first step of this stay that sampled.   admitted_s: when first in a batch.
-    stays: (first, end) steps whose end times are the times of its tokens.
-    """
-
-    order: int
-    prompt_tokens: int
-    max_tokens: int
-    known: int = 0
-    computed: int = 0
-    left: int = 0
-    base: int = 0
-    last_step: int = _NEVER
-    first_step: int = _NEVER
-    admitted_s: float = -1.0
-    preemptions: int = 0
-    stays: list[tuple[int, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.known, self.left = self.prompt_tokens, self.max_tokens
-
-    @property
-    def max_length(self) -> int:
-        """Tokens in the KV cache at its end."""
-        return self.prompt_tokens + self.max_tokens - 1
+_INFINITE = float("inf")
 
 
 class SimInstance:
@@ -73,9 +47,12 @@ class SimInstance:
         self.steps = 0  # that have ended
         self.ends: list[np.ndarray] = []  # their end times, in pieces
         self.busy: np.ndarray | None = None  # end times of the steps under way
+        self.first_end = self.until = _INFINITE  # of the first and of the last of them
+        self.slowdown = 1.0  # steps that begin now take so many times as long
         self.remaining_tokens = self.waiting_tokens = 0
         self.output_tokens = self.prompt_tokens = self.preemptions = 0
-        self._partial: SimSequence | None = None  # the one whose prefill is not complete
+        self._partials: list[SimSequence] = []  # those whose prefill is not complete and not under way, by order
+        self._early: list[SimSequence] = []  # that hold the block which their next token will be counted as taking
         self._rows: list[tuple[SimSequence, int]] = []  # prefill chunks of the step under way
         self._tokens = 0  # of each step under way
         self._decoding = self._base_sum = 0
@@ -92,20 +69,28 @@ class SimInstance:
         """Returns whether the steps under way end earlier now."""
         assert self.fits_alone(sequence.max_length), "admission must reject what can never fit"
         held_up = bool(self.waiting)
-        self.waiting.append(sequence)
-        self.waiting_tokens += sequence.known
+        self._wait(sequence)
         self.remaining_tokens += sequence.known + sequence.left
-        if self.busy is None or held_up or len(self.busy) == 1 or len(self.running) == self.limits.max_seqs:
+        if (held_up and self.waiting[0] is not sequence) or len(self.running) >= self.limits.max_seqs:
+            return False
+        return self.cut(now)
+
+    def cut(self, now: float) -> bool:
+        """Of a jump, only the step under way is left. Returns whether that ends earlier."""
+        if self.busy is None or len(self.busy) == 1:
             return False
         stop = int(self.busy.searchsorted(now)) + 1
         if stop >= len(self.busy):
             return False
-        self.busy = self.busy[:stop]
+        self.busy = self.busy[:stop].copy()  # not a view: it would keep the whole jump alive
+        self.until = float(self.busy[-1])
         return True
 
     def done(self, now: float) -> int:
         """Steps of those under way that have ended by ``now``."""
-        return 0 if self.busy is None else int(self.busy.searchsorted(now, side="right"))
+        if now < self.first_end or self.busy is None:
+            return 0
+        return int(self.busy.searchsorted(now, side="right"))
 
     def remaining_at(self, done: int) -> int:
         return self.remaining_tokens - done * self._tokens
@@ -113,7 +98,7 @@ class SimInstance:
     def free_at(self, done: int) -> int:
         """Free blocks while the step after ``done`` of those under way runs."""
         if done < 1 or self.busy is None:
-            return self.free_blocks
+            return self.free_blocks - len(self._early)
         return self.free_blocks - self._crossings(min(done, len(self.busy) - 1))
 
     def output_at(self, done: int) -> int:
@@ -123,8 +108,12 @@ class SimInstance:
     @property
     def prefill_tokens(self) -> int:
         """Known but in no KV cache, when the steps under way began."""
-        partial = self._partial
-        return self.waiting_tokens + self._decoding + (partial.known - partial.computed if partial else 0)
+        partial = sum(s.missing for s in self._partials) + sum(s.missing for s, _ in self._rows)
+        return self.waiting_tokens + self._decoding + partial
+
+    @property
+    def decoding(self) -> int:
+        return self._decoding
 
     def begin(self, now: float) -> bool:
         """Start the next step, or jump; False if there is nothing to do."""
@@ -133,14 +122,19 @@ class SimInstance:
         shape = self._fill(now, admit=not preempted)
         if self._rows:
             self._tokens = self._decoding + sum(count for _, count in self._rows)
-            self.busy = np.array([now + self.cost.step_s(shape)])
+            self.busy = np.array([now + self.cost.step_s(shape) * self.slowdown])
         elif self._decoding:
             steps = 1 if preempted else self._jump()  # blocks that were given back admit somebody in the next step
             self._tokens = self._decoding
             seconds = self.cost.decode_steps_s(self._decoding, shape.decode_context, shape.decode_longest, steps)
+            if self.slowdown != 1.0:
+                seconds = seconds * self.slowdown
             # A running sum, as if step by step, to the last bit.
             self.busy = np.cumsum(np.concatenate(((now,), seconds)))[1:]
-        return self.busy is not None
+        if self.busy is None:
+            return False
+        self.first_end, self.until = float(self.busy[0]), float(self.busy[-1])
+        return True
 
     def end(self) -> list[SimSequence]:
         """The steps under way have ended. Returns the sequences that are complete."""
@@ -148,11 +142,12 @@ class SimInstance:
         count = len(self.busy)
         self.free_blocks -= self._crossings(count - 1)
         self.ends.append(self.busy)
-        self.busy = None
+        self.busy, self.first_end, self.until = None, _INFINITE, _INFINITE
         self.steps += count
         self.remaining_tokens -= count * self._tokens
         self.output_tokens += count * self._decoding
         rows, self._rows = self._rows, []
+        later, self._partials = self._partials, []  # no token of the budget was left for these
         complete = self._finish_decodes()
         for sequence, tokens in rows:
             sequence.computed += tokens
@@ -168,12 +163,17 @@ class SimInstance:
                 sequence.known += 1
                 self._decode(sequence)
             elif sequence.computed == sequence.known - 1:
-                # It holds the block of its last token already; the next step counts that as taken then.
-                self.free_blocks += (sequence.known - 1) % self.limits.block_size == 0
+                if (sequence.known - 1) % self.limits.block_size == 0:
+                    # It holds the block of its last token already; the next step counts that as taken then.
+                    self.free_blocks += 1
+                    sequence.early = True
+                    self._early.append(sequence)
                 sequence.first_step = self.steps
                 self._decode(sequence)
             else:
-                self._partial = sequence
+                self._partials.append(sequence)
+        if later or len(self._partials) > 1:
+            self._partials = sorted([*self._partials, *later], key=by_order)
         return complete
 
     # -- a step -------------------------------------------------------------------------------------------------------
@@ -183,12 +183,15 @@ class SimInstance:
 
     def _extend(self) -> bool:
         """Blocks for the tokens that decodes compute next; the latest sequences make room. Returns whether any had to."""
+        for sequence in self._early:
+            sequence.early = False
+        self._early = []
         need = self._crossing[self.steps % self.limits.block_size]
         if need <= self.free_blocks:
             self.free_blocks -= need
             return False
         for sequence in list(self.running):
-            crosses = sequence.last_step != _NEVER and (sequence.base + self.steps - 1) % self.limits.block_size == 0
+            crosses = sequence.last_step != NEVER and (sequence.base + self.steps - 1) % self.limits.block_size == 0
             while crosses and not self.free_blocks and sequence in self.running:
                 self._preempt(next(reversed(self.running)))
             if sequence not in self.running:
@@ -197,11 +200,14 @@ class SimInstance:
         return True
 
     def _fill(self, now: float, *, admit: bool) -> StepShape:
-        """Prefill chunks within the token budget, the running one first, then those that are admitted."""
+        """Prefill chunks within the token budget, the running ones first, then those that are admitted."""
         budget = self.limits.max_batch_tokens - self._decoding
-        partial, self._partial = self._partial, None
-        if partial is not None:
-            budget -= self._chunk(partial, budget)
+        partials, self._partials = self._partials, []
+        for sequence in partials:
+            if budget:
+                budget -= self._chunk(sequence, budget)
+            else:
+                self._partials.append(sequence)
         while budget and admit and self.waiting and len(self.running) < self.limits.max_seqs:
             sequence = self.waiting[0]
             blocks = self._blocks_for(sequence.known)
@@ -210,7 +216,7 @@ class SimInstance:
             self.waiting.popleft()
             self.free_blocks -= blocks
             self.waiting_tokens -= sequence.known
-            self.running[sequence] = None
+            self._join(sequence)
             if sequence.admitted_s < 0:
                 sequence.admitted_s = now
             budget -= self._chunk(sequence, budget)
@@ -272,14 +278,14 @@ class SimInstance:
         self._decoding -= 1
         self._base_sum -= sequence.base
         self._crossing[(1 - sequence.base) % self.limits.block_size] -= 1
-        sequence.last_step = _NEVER
+        sequence.last_step = NEVER
 
     def _is_current(self, entry: tuple[int, int, SimSequence]) -> bool:
         return entry[2].last_step == entry[0]
 
     def _longest_base(self) -> int:
         heap = self._longest
-        while heap[0][2].last_step == _NEVER or heap[0][2].base != -heap[0][0]:
+        while heap[0][2].last_step == NEVER or heap[0][2].base != -heap[0][0]:
             heapq.heappop(heap)
         return -heap[0][0]
 
@@ -298,26 +304,99 @@ class SimInstance:
         del self.running[sequence]
         self.free_blocks += blocks
         self.remaining_tokens -= 1  # the token that was sampled last is never computed
-        sequence.stays.append((sequence.first_step, self.steps))
+        sequence.stays.append((self, sequence.first_step, self.steps))
 
     def _preempt(self, victim: SimSequence) -> None:
         assert len(self.running) > 1, "a lone sequence ran out of blocks although it fits alone"
+        self.preempt(victim)
+
+    def preempt(self, victim: SimSequence) -> None:
+        """A running sequence gives its blocks back and waits to be computed anew. Between steps."""
         del self.running[victim]
-        held = victim.known
-        self.remaining_tokens += victim.computed
-        if victim.last_step != _NEVER:
-            known = victim.base + self.steps
-            held = known - 1
-            self.remaining_tokens += known - 1 - victim.computed
-            victim.known, victim.left = known, victim.last_step - self.steps + 1
-            if victim.first_step < self.steps:
-                victim.stays.append((victim.first_step, self.steps))
-            self._stop_decoding(victim)
-        else:
-            self._partial = None
-        self.free_blocks += self._blocks_for(held)
-        victim.computed = 0
-        victim.preemptions += 1
+        self.remaining_tokens += self._give_up(victim)
+        victim.start_over()
         self.preemptions += 1
-        self.waiting.appendleft(victim)
-        self.waiting_tokens += victim.known
+        self._wait(victim)
+
+    def _give_up(self, sequence: SimSequence) -> int:
+        """A running sequence is computed here no more. Returns its tokens in the KV cache."""
+        held = sequence.known
+        if sequence.last_step != NEVER:
+            known = sequence.base + self.steps
+            held = known - 1
+            sequence.known, sequence.computed, sequence.left = known, known - 1, sequence.last_step - self.steps + 1
+            if sequence.first_step < self.steps:
+                sequence.stays.append((self, sequence.first_step, self.steps))
+            self._stop_decoding(sequence)
+            if sequence.early:
+                self._early.remove(sequence)
+        else:
+            self._partials.remove(sequence)
+        self.free_blocks += self._blocks_for(held)
+        return sequence.computed
+
+    def _wait(self, sequence: SimSequence) -> None:
+        """In the line, by order. Nearly always at one of its ends."""
+        waiting = self.waiting
+        if not waiting or waiting[-1].order < sequence.order:
+            waiting.append(sequence)
+        elif sequence.order < waiting[0].order:
+            waiting.appendleft(sequence)
+        else:
+            insort(waiting, sequence, key=by_order)
+        self.waiting_tokens += sequence.known
+
+    def _join(self, sequence: SimSequence) -> None:
+        """Among the running, by order. Nearly always last."""
+        late = bool(self.running) and next(reversed(self.running)).order > sequence.order
+        self.running[sequence] = None
+        if late:
+            self.running = dict.fromkeys(sorted(self.running, key=by_order))
+
+    # -- between instances --------------------------------------------------------------------------------------------
+
+    def release(self) -> tuple[list[SimSequence], list[SimSequence]]:
+        """(running, waiting), each by order; they are here no more. Between steps."""
+        assert self.busy is None, "sequences move between steps"
+        running, waiting = list(self.running), list(self.waiting)
+        for sequence in running:
+            self._give_up(sequence)
+        self.running, self.waiting = {}, deque()
+        self.remaining_tokens = self.waiting_tokens = 0
+        return running, waiting
+
+    def blocks_of(self, sequence: SimSequence) -> int:
+        """That a running sequence holds. Between steps."""
+        if sequence.last_step != NEVER:
+            return self._blocks_for(sequence.base + self.steps - 1) + sequence.early
+        return self._blocks_for(sequence.known)
+
+    def adopt(self, running: Iterable[SimSequence], waiting: Iterable[SimSequence]) -> None:
+        """Sequences that others have released; the running ones keep their KV cache, for which there must be room. Between steps.
+
+        Where more are running than a step has tokens for, the latest are computed anew.
+        """
+        for sequence in running:
+            self.remaining_tokens += sequence.missing + sequence.left
+            self._join(sequence)
+            if 0 < sequence.computed == sequence.known - 1:
+                self.free_blocks -= self._blocks_for(sequence.computed)
+                sequence.first_step = self.steps
+                self._decode(sequence)
+                if sequence.early:
+                    self._early.append(sequence)
+            else:
+                self.free_blocks -= self._blocks_for(sequence.known)
+                insort(self._partials, sequence, key=by_order)
+        assert self.free_blocks >= 0, "what does not fit is not adopted"
+        for sequence in waiting:
+            self.remaining_tokens += sequence.missing + sequence.left
+            self._wait(sequence)
+        while len(self.running) > self.limits.max_batch_tokens:
+            self.preempt(next(reversed(self.running)))
+
+    def times(self) -> np.ndarray:
+        """float64 [steps]: when each of its steps ended."""
+        if len(self.ends) != 1:
+            self.ends = [np.concatenate(self.ends) if self.ends else np.empty(0)]
+        return self.ends[0]

@@ -1,28 +1,27 @@
-"""The event loop: arrivals, a policy, and instances that jump from event to event. Torch-free, deterministic, no clock.
-
-At one moment, in this order: steps that end then are taken in, requests that arrive then are placed, instances that stand
-still begin their next step. The policies are the engine's own (gyges.scheduling); what they see of an instance is its state at
-the last step boundary, as in the engine.
-"""
+"""The event loop: arrivals, and hosts that go from event to event (gyges.sim.host). Torch-free, deterministic, no clock."""
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import numpy as np
-
-from gyges.errors import UserError
-from gyges.metrics.records import RequestRecord, TimelineSample
+from gyges.metrics.records import RequestRecord, TimelineSample, TransformationEvent
 from gyges.scheduling.batching import BatchLimits
-from gyges.scheduling.routing import Ask, HostView, InstanceView, Reject, RoutingPolicy, Send
-from gyges.sim.cost.base import CostModel
-from gyges.sim.instance import SimInstance, SimSequence
+from gyges.scheduling.routing import Ask, RoutingPolicy
+from gyges.sim.host import SimHost
+from gyges.sim.records import record_of
+from gyges.sim.sequence import SimSequence
+from gyges.sim.system import System
 
-_SAMPLES = 500  # of each instance, over the arrivals
+_SAMPLES = 500  # of each instance, over the arrivals; fewer where there are very many instances
+_MOST_SAMPLES = 200_000
+_NEVER = float("inf")
+
+# (a request, the hosts, now) -> index of the host that gets it
+Place = Callable[[SimSequence, Sequence[SimHost], float], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,11 @@ class SimRequest:
 
 @dataclass(slots=True)
 class SimResult:
-    """records: by index of the requests; their ``token_times`` are arrays.   end_s: on the simulated clock.
-    loop_s: wall time of the loop.   steps, events: of all instances; an event is a step or a jump."""
+    """records: by index of the requests; their ``token_times`` are arrays.   transformations: of all hosts, by their ends.
+
+    end_s: on the simulated clock.   loop_s: wall time of the loop.   steps, events: of all instances; an event is a step or a
+    jump.   parts: seconds of all transformations together, by part (gyges.sim.system.Switch).
+    """
 
     records: list[RequestRecord]
     samples: list[TimelineSample]
@@ -45,191 +47,113 @@ class SimResult:
     loop_s: float
     steps: int
     events: int
+    transformations: list[TransformationEvent] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Placed:
-    sequence: SimSequence
-    instance: int
+def first_host(sequence: SimSequence, hosts: Sequence[SimHost], now: float) -> int:
+    """The only one."""
+    return 0
 
 
 @dataclass(slots=True)
 class Simulator:
-    """One host whose instances keep their TP degrees. Requests must be sorted by arrival; ``run`` once.
+    """``hosts``: each with its own devices and policy.   place: which of them a request goes to. ``run`` once."""
 
-    degrees: of the instances.   costs, kv_tokens: by degree, step times and tokens that the KV cache of an instance holds.
-    Raises UserError for a policy that transforms, limits under which a decode could be left out of a step, and no room.
-    """
+    hosts: Sequence[SimHost]
+    place: Place = first_host
+    _queue: list[tuple[float, int]] = field(default_factory=list)
+    _due: list[float] = field(default_factory=list)
 
-    degrees: Sequence[int]
-    costs: Mapping[int, CostModel]
-    kv_tokens: Mapping[int, int]
-    limits: BatchLimits
-    policy: RoutingPolicy
-    _instances: list[SimInstance] = field(init=False)
-    _host: HostView = field(init=False)
-    _devices: list[tuple[int, ...]] = field(init=False)
-    _longest: list[list[tuple[int, int]]] = field(init=False)
-    _present: list[dict[int, int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.policy.transforms:
-            raise UserError(
-                "this policy merges and splits instances, which the simulator does not do; "
-                "choose one that keeps them: static, or static:tp2+tp1+tp1 with the layout that you want"
-            )
-        if self.limits.max_batch_tokens < self.limits.max_seqs:
-            raise UserError(
-                f"a step of {self.limits.max_batch_tokens} tokens has no room for {self.limits.max_seqs} decodes; "
-                f"raise the tokens of a step, or lower the sequences to {self.limits.max_batch_tokens}"
-            )
-        size = self.limits.block_size
-        for degree in set(self.degrees):
-            if self.kv_tokens[degree] < size:
-                raise UserError(
-                    f"{self.kv_tokens[degree]} tokens of KV cache at TP{degree} are less than one block of {size}"
-                )
-        self._instances = [SimInstance(self.costs[d], self.limits, self.kv_tokens[d] // size) for d in self.degrees]
-        self._host = HostView({d: self.kv_tokens[d] // size * size for d in set(self.degrees)})
-        starts = np.cumsum([0, *self.degrees]).tolist()
-        self._devices = [tuple(range(a, a + d)) for a, d in zip(starts, self.degrees, strict=False)]
-        self._longest, self._present = [[] for _ in self.degrees], [{} for _ in self.degrees]
+    @classmethod
+    def of(cls, system: System, degrees: Sequence[int], limits: BatchLimits, policy: RoutingPolicy) -> Simulator:
+        """One host whose instances have these TP degrees at first. Raises UserError as :class:`SimHost` does."""
+        return cls([SimHost(system, degrees, limits, policy)])
 
     def run(self, requests: Sequence[SimRequest], *, sample_s: float | None = None) -> SimResult:
-        """``sample_s``: between samples of the timeline; None: as many as a plot shows."""
+        """Requests in order of arrival. ``sample_s``: between samples of the timeline; None: as many as a plot shows."""
         assert all(a.arrival_s <= b.arrival_s for a, b in pairwise(requests))
         started = time.perf_counter()
-        placed: list[_Placed | str | None] = [None] * len(requests)
-        pending: list[int] = []
+        sequences = [
+            SimSequence(number, r.prompt_tokens, r.output_tokens, arrival_s=r.arrival_s)
+            for number, r in enumerate(requests)
+        ]
+        self._let_the_policy_foresee(sequences)
         samples: list[TimelineSample] = []
         span = requests[-1].arrival_s if requests else 0.0
-        every = sample_s or max(span / _SAMPLES, 1e-3)
-        next_sample = 0.0
-        ready: list[tuple[float, int]] = []  # (when the steps under way of an instance end, its index)
-        instances, arrived, now, events = self._instances, 0, 0.0, 0
-        while ready or arrived < len(requests):
-            due = requests[arrived].arrival_s if arrived < len(requests) else float("inf")
-            now = min(due, ready[0][0] if ready else float("inf"))
-            while next_sample < now:
+        every = sample_s or max(span / self._samples(), 1e-3)
+        next_sample = now = 0.0
+        arrived, hosts = 0, self.hosts
+        self._due = [_NEVER] * len(hosts)  # when each host has told last that something happens there
+        while True:
+            due = sequences[arrived].arrival_s if arrived < len(sequences) else _NEVER
+            at = min(due, self._next_s())
+            if at == _NEVER or (due == _NEVER and all(host.idle for host in hosts)):
+                break
+            while next_sample < at:
                 samples += self._sample(next_sample)
                 # What follows the last arrival may be long: samples become rarer there.
                 next_sample += every if next_sample < span else max(every, (next_sample - span) / 50)
-            touched, ended = [], False
-            while ready and ready[0][0] == now:
-                _, index = heapq.heappop(ready)
-                busy = instances[index].busy
-                if busy is None or busy[-1] != now:
-                    continue  # it was cut
-                events += 1
-                for sequence in instances[index].end():
-                    del self._present[index][sequence.order]
-                    ended = True
-                touched.append(index)
-            asked = pending if ended else []
-            pending = [] if ended else pending
-            first = arrived
-            while arrived < len(requests) and requests[arrived].arrival_s == now:
+            now = at
+            concerned = self._take_in(now)
+            while arrived < len(sequences) and sequences[arrived].arrival_s == now:
+                sequence = sequences[arrived]
+                index = self.place(sequence, hosts, now)
+                hosts[index].offer(sequence)
+                concerned[index] = None
                 arrived += 1
-            for number in (*asked, *range(first, arrived)):
-                index = self._place(number, requests[number], now, placed, len(pending))
-                if index is None:
-                    if placed[number] is None:
-                        pending.append(number)
-                    continue
-                sequence = placed[number].sequence  # type: ignore[union-attr]
-                if instances[index].add(sequence, now):
-                    heapq.heappush(ready, (float(instances[index].busy[-1]), index))  # type: ignore[index]
-                elif instances[index].busy is None and index not in touched:
-                    touched.append(index)
-            for index in touched:
-                if instances[index].begin(now):
-                    heapq.heappush(ready, (float(instances[index].busy[-1]), index))  # type: ignore[index]
+            for index in concerned:
+                hosts[index].settle(now)
+                self._note(index)
         samples += self._sample(now)
         loop_s = time.perf_counter() - started
-        records = self._records(requests, placed)
-        return SimResult(records, samples, now, loop_s, sum(i.steps for i in instances), events)
+        for host in hosts:
+            samples += host.samples
+        samples.sort(key=lambda sample: sample.t_s)
+        events = sorted((event for host in hosts for event in host.events), key=lambda event: event.end_s)
+        steps = sum(hosted.sim.steps for host in hosts for hosted in host.ever)
+        ends = sum(host.steps_taken_in for host in hosts)
+        parts: dict[str, float] = {}
+        for host in hosts:
+            for part, seconds in host.parts.items():
+                parts[part] = parts.get(part, 0.0) + seconds
+        return SimResult([record_of(s) for s in sequences], samples, now, loop_s, steps, ends, events, parts)
 
-    def _place(
-        self, number: int, request: SimRequest, now: float, placed: list[_Placed | str | None], pending: int
-    ) -> int | None:
-        """The instance that the policy chooses; None: it waits, or was rejected, which ``placed`` then says."""
-        sequence = SimSequence(number, request.prompt_tokens, request.output_tokens)
-        ask = Ask(sequence.max_length, request.prompt_tokens, request.arrival_s, f"r{number}")
-        host = HostView(self._host.max_tokens, pending) if pending else self._host
-        decision = self.policy.route(ask, [self._view(i, now) for i in range(len(self._instances))], host, now)
-        if isinstance(decision, Reject):
-            placed[number] = decision.reason
-        if not isinstance(decision, Send):
-            return None
-        placed[number] = _Placed(sequence, decision.index)
-        self._present[decision.index][number] = sequence.max_length
-        heapq.heappush(self._longest[decision.index], (-sequence.max_length, number))
-        return decision.index
+    def _next_s(self) -> float:
+        """When something happens next on any host."""
+        queue, due = self._queue, self._due
+        while queue and due[queue[0][1]] != queue[0][0]:
+            heapq.heappop(queue)  # the host has told of another time since
+        return queue[0][0] if queue else _NEVER
 
-    def _view(self, index: int, now: float) -> InstanceView:
-        instance, size = self._instances[index], self.limits.block_size
-        done = instance.done(now)
-        free = instance.free_at(done)
-        longest, present = self._longest[index], self._present[index]
-        while longest and longest[0][1] not in present:
-            heapq.heappop(longest)
-        return InstanceView(
-            name=f"i{index}",
-            degree=self.degrees[index],
-            devices=self._devices[index],
-            max_tokens=instance.total_blocks * size,
-            free_tokens=free * size,
-            running=len(instance.running),
-            waiting=len(instance.waiting),
-            remaining_tokens=instance.remaining_at(done),
-            longest_tokens=-longest[0][0] if longest else 0,
-            prefill_tokens=instance.prefill_tokens,
-            held_tokens=(instance.total_blocks - free) * size,
-        )
+    def _take_in(self, now: float) -> dict[int, None]:
+        """Hosts at which something happens now."""
+        concerned: dict[int, None] = {}
+        while self._next_s() <= now:
+            _, index = heapq.heappop(self._queue)
+            self._due[index] = _NEVER
+            self.hosts[index].take_in(now)
+            concerned[index] = None
+        return concerned
+
+    def _note(self, index: int) -> None:
+        at = self.hosts[index].next_s
+        if at != self._due[index]:
+            self._due[index] = at
+            if at != _NEVER:
+                heapq.heappush(self._queue, (at, index))
+
+    def _let_the_policy_foresee(self, sequences: Sequence[SimSequence]) -> None:
+        """The trace, to a policy that asks for it; behind a router nobody knows which requests will come to a host."""
+        foresee = getattr(self.hosts[0].policy, "foresee", None)
+        if foresee is not None and len(self.hosts) == 1:
+            foresee([Ask(s.max_length, s.prompt_tokens, s.arrival_s, f"r{s.order}") for s in sequences])
+
+    def _samples(self) -> int:
+        instances = sum(len(host.instances) for host in self.hosts)
+        return max(20, min(_SAMPLES, _MOST_SAMPLES // instances))
 
     def _sample(self, now: float) -> list[TimelineSample]:
-        found = []
-        for index, instance in enumerate(self._instances):
-            done = instance.done(now)
-            found.append(
-                TimelineSample(
-                    now,
-                    f"i{index}",
-                    self._devices[index],
-                    self.degrees[index],
-                    len(instance.running),
-                    len(instance.waiting),
-                    instance.total_blocks - instance.free_at(done),
-                    instance.total_blocks,
-                    output_tokens=instance.output_at(done),
-                    prompt_tokens=instance.prompt_tokens,
-                    preemptions=instance.preemptions,
-                )
-            )
-        return found
-
-    def _records(self, requests: Sequence[SimRequest], placed: Sequence[_Placed | str | None]) -> list[RequestRecord]:
-        ends = [np.concatenate(i.ends) if i.ends else np.empty(0) for i in self._instances]
-        records = []
-        for number, (request, where) in enumerate(zip(requests, placed, strict=True)):
-            record = RequestRecord(
-                f"r{number}",
-                request.arrival_s,
-                sent_s=request.arrival_s,
-                prompt_tokens=request.prompt_tokens,
-                target_output_tokens=request.output_tokens,
-            )
-            records.append(record)
-            if not isinstance(where, _Placed):
-                record.status, record.end_s = ("rejected" if where else "failed"), request.arrival_s
-                record.reason = where or "the policy never placed it"
-                continue
-            sequence = where.sequence
-            parts = [ends[where.instance][a:b] for a, b in sequence.stays]
-            times = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            assert len(times) == request.output_tokens, "every request ends with all its tokens"
-            record.token_times = times  # type: ignore[assignment]
-            record.first_scheduled_s, record.end_s = sequence.admitted_s, float(times[-1])
-            record.output_tokens, record.status = len(times), "completed"
-            record.instance, record.preemptions = f"i{where.instance}", sequence.preemptions
-        return records
+        for host in self.hosts:
+            host.now = max(host.now, now)
+        return [sample for host in self.hosts for sample in host.sample(now)]

@@ -14,7 +14,7 @@ from gyges.bench.ablation.run import AblationConfig, plan, run_cells
 from gyges.bench.ablation.work import Work
 from gyges.config import MIB, EngineConfig
 from gyges.core import Request, SamplingParams
-from gyges.engine.replay import TimedRequest
+from gyges.engine.replay import MODES, TimedRequest
 from gyges.metrics.records import TransformationEvent
 from gyges.metrics.results import ResultFolder
 from gyges.metrics.summary import summarize
@@ -27,6 +27,7 @@ class MadeUp:
     """Short requests take 0.1 s to their first token, and half of that with the layout on; the long one is rejected by llf."""
 
     simulated = True
+    modes = MODES
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -59,6 +60,9 @@ class MadeUp:
             for record in records:
                 record.sent_s = record.scheduled_s + 0.04 * late
             folder.save(records, samples, events, summarize(records, samples, events))
+
+    def lowest_tokens(self, config, scheduler, simulation) -> int:
+        return BACKENDS.get("engine").lowest_tokens(config, scheduler, simulation)
 
     def estimate_s(self, duration_s: float) -> float:
         return 10.0

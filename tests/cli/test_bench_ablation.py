@@ -113,3 +113,17 @@ def test_a_folder_of_something_else_is_left_alone(command, tmp_path, words):
     done = command(*words, "--out", tmp_path)
     assert (done.code, "not ablation" in done.err) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_simulated_ablation_starts_no_engine_and_says_what_it_is(command, tmp_path):
+    words = ["--backend", "sim", "--trace", "ablation-tiny", "--limit", "30", "--cells", "on,off"]
+    outcome = command(*words, "--out", str(tmp_path / "out"), "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["simulated"]
+    assert outcome.document["repeats"] == 1
+    on, off = outcome.document["cells"]
+    assert on["figures"]["not_completed"]["value"] == off["figures"]["not_completed"]["value"] == 0
+    assert on["figures"]["pause_max_s"]["value"] != off["figures"]["pause_max_s"]["value"]
+    manifest = load_manifest(tmp_path / "out" / "cells" / "all-on" / "r1")
+    assert manifest["simulation"]["system"] == "gyges"
+    assert "engine" not in manifest

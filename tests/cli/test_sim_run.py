@@ -6,7 +6,7 @@ import pytest
 from command import gyges
 
 from gyges.metrics.results import load_manifest
-from gyges.metrics.tables import read_requests
+from gyges.metrics.tables import read_requests, read_timeline
 
 SIM = ("sim", "run", "--trace", "synthetic:poisson?rate=4&prompt=300&output=20&duration=20")
 
@@ -39,13 +39,16 @@ def test_the_result_folder_is_that_of_a_run_and_says_that_it_was_simulated(tmp_p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--policy", "gyges"), "choose one that keeps them: static"),
+        (("--policy", "gyges", "--system", "fixed"), "take one that transforms (--system gyges)"),
+        (("--policy", "gyges", "--hardware", "h20x1"), "take more devices"),
+        (("--system", "gigas"), "gyges"),
+        (("--tp-degrees", "1,x"), "cannot read --tp-degrees"),
         (("--hardware", "h20x2", "--instances", "tp2,tp1"), "write --hardware h20x3"),
         (("--policy", "static:tp2", "--instances", "tp1"), "give one of them"),
         (("--max-batch-tokens", "100"), "lower the sequences to 100"),
         (("--kv-tokens", "10"), "less than one block of 16"),
         (("--hardware", "h21"), "h20"),
-        (("--model", "meta-llama/Llama-3.1-70B"), "does not fit h20 at TP1"),
+        (("--model", "meta-llama/Llama-3.1-70B", "--hardware", "h20x1"), "does not fit h20 at TP1"),
         (("--cost", "tables"), "--profile DIR"),
     ],
 )
@@ -62,3 +65,60 @@ def test_a_request_longer_than_any_instance_is_rejected_and_stays_in_the_denomin
     arguments = ("--trace", trace, "--hardware", "h20", "--instances", "tp1", "--kv-tokens", "1000")
     outcome = gyges(capfd, monkeypatch, "sim", "run", *arguments, "--out", tmp_path / "out", "--json")
     assert outcome.document["requests"] == {"offered": 2, "completed": 1, "rejected": 1, "failed": 0, "partial": 0}
+
+
+MIXED = ("--trace", "ablation-tiny")
+
+
+def test_merges_and_splits_are_in_the_table_the_summary_and_the_timeline(tmp_path, capfd, monkeypatch):
+    arguments = (
+        *MIXED,
+        "--model",
+        "tiny",
+        "--hardware",
+        "cpu",
+        "--kv-tokens",
+        "1000",
+        "--policy",
+        "llf",
+        "--tp-degrees",
+        "1,2,4",
+    )
+    outcome = gyges(capfd, monkeypatch, "sim", "run", *arguments, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "transformations" in outcome.out
+    assert load_manifest(tmp_path / "out")["simulation"]["system"] == "gyges"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    changes = summary["transformations"]
+    assert changes["merges"] > 0
+    assert changes["splits"] > 0
+    assert summary["simulator"]["transformation_parts_s"]["kv"] > 0
+    assert summary["requests"]["completed"] == summary["requests"]["offered"]
+    _, events = read_timeline(tmp_path / "out" / "timeline.parquet")
+    assert len(events) == changes["merges"] + changes["splits"]
+    assert all(event.end_s > event.start_s >= event.asked_s for event in events)
+
+
+def test_a_benchmark_run_is_simulated_on_request(tmp_path, capfd, monkeypatch):
+    arguments = ("bench", "run", "--backend", "sim", *MIXED, "--device-memory", "16MiB", "--scheduler", "gyges")
+    outcome = gyges(capfd, monkeypatch, *arguments, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["simulated"]
+    assert outcome.document["transformations"]["merges"] > 0
+    assert load_manifest(tmp_path / "out")["configuration"]["simulation"]["hardware"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backend", "sim", "--transform", "5s merge 0-1"), "asks a running engine"),
+        (("--backend", "sim", "--mode", "closed"), "open or asap"),
+        (("--backend", "abacus"), "sim"),
+        (("--hardware", "h20"), "add --backend sim"),
+    ],
+)
+def test_what_a_simulated_benchmark_run_cannot_do_is_said(tmp_path, capfd, monkeypatch, arguments, said):
+    outcome = gyges(capfd, monkeypatch, "bench", "run", *MIXED, *arguments, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert said in " ".join(outcome.err.split())
+    assert not (tmp_path / "out").exists()

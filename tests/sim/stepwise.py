@@ -1,10 +1,14 @@
-"""The slow reference of the simulator: the engine's own Batcher, one step at a time, nothing skipped."""
+"""The slow reference of the simulator: the engine's own Batcher, one step at a time, nothing skipped, everything recomputed."""
 
 from dataclasses import dataclass, field
 
 from gyges.scheduling.batching import Batcher, Sequence
-from gyges.scheduling.routing import Ask, HostView, InstanceView, Send
+from gyges.scheduling.homes import choose_homes
+from gyges.scheduling.routing import Ask, HostView, InstanceView, Merge, Reject, Restart, Send, Split
 from gyges.sim.pipelined import shape_of
+from gyges.sim.system import SystemPrices
+
+NEVER = float("inf")
 
 
 @dataclass
@@ -29,57 +33,291 @@ class Blocks:
         self.num_free += len(block_ids)
 
 
-class Stepwise:
-    """``times``: of every token, by request; ``seen``: what the policy saw at each arrival."""
+@dataclass(eq=False)
+class Inst:
+    name: str
+    degree: int
+    devices: tuple
+    batcher: Batcher
+    max_tokens: int
+    plan: object = None
+    end: float = NEVER
+    slowdown: float = 1.0
+    held: bool = False
+    change: object = None
 
-    def __init__(self, degrees, costs, kv_tokens, limits, policy):
-        self.degrees, self.costs, self.limits, self.policy = degrees, costs, limits, policy
-        self.batchers = [Batcher(limits, Blocks(kv_tokens[d] // limits.block_size)) for d in degrees]
-        self.host = HostView({d: kv_tokens[d] // limits.block_size * limits.block_size for d in degrees})
-        self.times, self.preemptions, self.admitted, self.rejected = {}, {}, {}, set()
+
+@dataclass(eq=False)
+class Going:
+    """A transformation: ``phase`` is gather, ahead, stop, pause or behind."""
+
+    sources: list
+    after: tuple
+    phase: str = "gather"
+    until: float = NEVER
+    switch: object = None
+    results: list = field(default_factory=list)
+
+
+class Stepwise:
+    """``times``: of every token, by request; ``made``: (kind, start, end) of every transformation."""
+
+    def __init__(self, system, degrees, limits, policy):
+        self.system, self.limits, self.policy = system, limits, policy
+        size = limits.block_size
+        devices = sum(degrees)
+        self.max_tokens = {d: system.kv_tokens[d] // size * size for d in system.degrees if d <= devices}
+        self.prices = SystemPrices(system)
+        self.named = 0
+        self.instances, self.going, self.pending, self.restart = [], [], [], None
+        self.times, self.preemptions, self.admitted, self.rejected, self.made = {}, {}, {}, {}, []
+        self.instances = self.seat(degrees, tuple(range(devices)))
+        self.woken, self.now, self.unfinished, self.changed = None, 0.0, 0, False
+
+    def seat(self, degrees, devices):
+        found = []
+        for degree in degrees:
+            blocks = Blocks(self.max_tokens[degree] // self.limits.block_size)
+            batcher = Batcher(self.limits, blocks)
+            found.append(Inst(f"i{self.named}", degree, devices[:degree], batcher, self.max_tokens[degree]))
+            devices, self.named = devices[degree:], self.named + 1
+        return found
 
     def run(self, requests):
-        under_way = [None] * len(self.batchers)  # (end, plan)
-        arrived, owner = 0, {}
-        while arrived < len(requests) or any(under_way):
-            due = [requests[arrived].arrival_s] if arrived < len(requests) else []
-            now = min(due + [each[0] for each in under_way if each])
-            for index, batcher in enumerate(self.batchers):
-                if under_way[index] and under_way[index][0] == now:
-                    for sequence in batcher.advance(under_way[index][1]):
-                        self.times.setdefault(sequence.order, []).append(now)
-                        if sequence.sampled == sequence.max_tokens:
-                            batcher.finish(sequence)
-                            self.preemptions[sequence.order] = sequence.preemptions
-                    under_way[index] = None
+        arrived = 0
+        self.arrivals = [request.arrival_s for request in requests]
+        while True:
+            if arrived == len(requests) and not self.unfinished and not self.going and not self.restarting:
+                return self.times
+            moments = [self.arrivals[arrived]] if arrived < len(requests) else []
+            moments += [i.end for i in self.instances] + [g.until for g in self.going]
+            moments += [self.restart[1]] if self.restart else []
+            if self.policy.wake_s is not None and self.policy.wake_s != self.woken:
+                moments.append(max(self.policy.wake_s, self.now))
+            self.now = now = min(moments)
+            if now == NEVER:
+                return self.times
+            for instance in self.instances:
+                if instance.end == now:
+                    self.finish_step(instance)
+            if self.policy.wake_s is not None and self.policy.wake_s != self.woken and self.policy.wake_s <= now:
+                self.woken, self.changed = self.policy.wake_s, True
             while arrived < len(requests) and requests[arrived].arrival_s == now:
-                request = requests[arrived]
-                sequence = Sequence(arrived, request.prompt_tokens, request.output_tokens, known=request.prompt_tokens)
-                ask = Ask(sequence.max_length, request.prompt_tokens, now, f"r{arrived}")
-                decision = self.policy.route(ask, [self.view(i) for i in range(len(self.batchers))], self.host, now)
-                if isinstance(decision, Send):
-                    self.batchers[decision.index].add(sequence)
-                    owner[arrived] = decision.index
-                else:
-                    self.rejected.add(arrived)
-                arrived += 1
-            for index, batcher in enumerate(self.batchers):
-                if under_way[index] is None and (plan := batcher.schedule()):
+                r = requests[arrived]
+                self.pending.append(Sequence(arrived, r.prompt_tokens, r.output_tokens, known=r.prompt_tokens))
+                arrived, self.unfinished, self.changed = arrived + 1, self.unfinished + 1, True
+            self.settle()
+            for instance in self.instances:
+                if instance.plan is None and not instance.held and (plan := instance.batcher.schedule()):
                     for sequence in plan.admitted:
                         self.admitted.setdefault(sequence.order, now)
-                    under_way[index] = (now + self.costs[self.degrees[index]].step_s(shape_of(plan)), plan)
-        return self.times
+                    instance.plan = plan
+                    step_s = self.system.costs[instance.degree].step_s(shape_of(plan))
+                    instance.end = now + step_s * instance.slowdown
 
-    def view(self, index):
-        batcher, size = self.batchers[index], self.limits.block_size
+    @property
+    def restarting(self):
+        return self.restart is not None and self.restart[1] != NEVER
+
+    def finish_step(self, instance):
+        for sequence in instance.batcher.advance(instance.plan):
+            self.times.setdefault(sequence.order, []).append(self.now)
+            if sequence.sampled == sequence.max_tokens:
+                instance.batcher.finish(sequence)
+                self.preemptions[sequence.order] = sequence.preemptions
+                self.unfinished, self.changed = self.unfinished - 1, True
+        instance.plan, instance.end = None, NEVER
+
+    # -- what follows at one moment -----------------------------------------------------------------------------------
+
+    def settle(self):
+        while True:
+            for going in list(self.going):
+                self.advance(going)
+            self.advance_restart()
+            if not self.changed:
+                return
+            self.changed = False
+            if self.restart is None:
+                self.place_all()
+                self.review()
+
+    def place_all(self):
+        asked, self.pending = sorted(self.pending, key=lambda s: s.order), []
+        for index, sequence in enumerate(asked):
+            if not self.instances or self.restart is not None:
+                self.pending.append(sequence)
+                continue
+            others = self.pending + asked[index + 1 :]
+            host = self.host(others, len(self.pending))
+            ask = Ask(sequence.max_length, sequence.missing, self.arrivals[sequence.order], f"r{sequence.order}")
+            decision = self.policy.route(ask, self.views(), host, self.now)
+            if isinstance(decision, Send):
+                target = self.instances[decision.index]
+                if target.batcher.fits_alone(sequence.max_length):
+                    target.batcher.add(sequence)
+                else:
+                    self.pending.append(sequence)
+            elif isinstance(decision, Reject):
+                self.rejected[sequence.order] = decision.reason
+                self.unfinished -= 1
+            else:
+                if isinstance(decision, Merge):
+                    self.start([self.instances[i] for i in decision.indices], None)
+                elif isinstance(decision, Restart):
+                    self.restart = [decision, NEVER, None]
+                self.pending.append(sequence)
+
+    def review(self):
+        if self.restart is not None or not self.instances:
+            return
+        instances = list(self.instances)
+        for wish in self.policy.review(self.views(), self.host(self.pending, 0), self.now):
+            if isinstance(wish, Restart):
+                self.restart = [wish, NEVER, None]
+            elif isinstance(wish, Split):
+                self.start([instances[wish.index]], wish.degrees)
+            else:
+                self.start([instances[i] for i in wish.indices], None)
+
+    def host(self, waiting, ahead):
+        return HostView(self.max_tokens, len(waiting), ahead, sum(s.missing for s in waiting), self.prices)
+
+    def views(self):
+        return [self.view(instance) for instance in self.instances]
+
+    def view(self, instance):
+        batcher, size, lowest = instance.batcher, self.limits.block_size, min(self.max_tokens.values())
         return InstanceView(
-            name=f"i{index}",
-            degree=self.degrees[index],
-            devices=tuple(range(sum(self.degrees[:index]), sum(self.degrees[: index + 1]))),
-            max_tokens=batcher.allocator.total * size,
-            free_tokens=0,
+            name=instance.name,
+            degree=instance.degree,
+            devices=instance.devices,
+            max_tokens=instance.max_tokens,
+            free_tokens=batcher.allocator.num_free * size,
             running=len(batcher.running),
             waiting=len(batcher.waiting),
             remaining_tokens=sum(sequence.remaining for sequence in batcher),
             longest_tokens=max((sequence.max_length for sequence in batcher), default=0),
+            transforming=instance.change is not None,
+            prefill_tokens=sum(sequence.missing for sequence in batcher),
+            held_tokens=batcher.allocator.num_held * size,
+            long_requests=sum(sequence.max_length > lowest for sequence in batcher),
+            becoming=instance.change.after if instance.change is not None else (),
         )
+
+    # -- transformations ----------------------------------------------------------------------------------------------
+
+    def start(self, sources, after):
+        after = after or (sum(source.degree for source in sources),)
+        if any(source.change is not None for source in sources):
+            return
+        if len(after) > 1:
+            room = max(self.max_tokens[degree] for degree in after)
+            if any(sequence.max_length > room for sequence in sources[0].batcher.running):
+                return
+        going = Going(sources, after)
+        self.going.append(going)
+        for source in sources:
+            source.change, source.held = going, True
+
+    def advance(self, going):
+        still = all(source.plan is None for source in going.sources)
+        if going.phase == "gather" and still:
+            if not self.fits(going):
+                self.going.remove(going)
+                for source in going.sources:
+                    source.change, source.held = None, False
+                return
+            before = tuple(source.degree for source in going.sources)
+            held = [source.batcher.allocator.num_held * self.limits.block_size for source in going.sources]
+            going.switch, going.start = self.system.switch(before, going.after, held), self.now
+            going.phase = "stop"
+            if going.switch.ahead_s:
+                going.phase, going.until = "ahead", self.now + going.switch.ahead_s
+                for source in going.sources:
+                    source.held, source.slowdown = False, going.switch.slowdown
+                    if len(going.after) > 1:
+                        source.max_tokens = max(self.max_tokens[d] for d in going.after)
+        if going.phase == "ahead" and going.until <= self.now:
+            going.phase, going.until = "stop", NEVER
+            for source in going.sources:
+                source.held = True
+            still = all(source.plan is None for source in going.sources)
+        if going.phase == "stop" and still:
+            going.phase, going.until = "pause", self.now + going.switch.pause_s
+            if len(going.after) == 1:
+                self.replace(going)
+                going.results[0].held = True
+        if going.phase == "pause" and going.until <= self.now:
+            if len(going.after) > 1:
+                self.replace(going)
+            going.phase, going.until = "behind", self.now + going.switch.behind_s
+            for result in going.results:
+                result.held = False
+                result.slowdown = going.switch.slowdown if going.switch.behind_s else 1.0
+        if going.phase == "behind" and going.until <= self.now:
+            self.going.remove(going)
+            for result in going.results:
+                result.slowdown, result.change = 1.0, None
+            self.made.append(("merge" if len(going.after) == 1 else "split", going.start, self.now))
+            self.changed = True
+
+    def fits(self, going):
+        size = self.limits.block_size
+        if len(going.after) == 1:
+            held = sum(source.batcher.allocator.num_held for source in going.sources)
+            return held <= self.max_tokens[going.after[0]] // size
+        rooms = [self.max_tokens[degree] // size for degree in going.after]
+        return choose_homes(going.sources[0].batcher.running, rooms, size) is not None
+
+    def replace(self, going):
+        devices = tuple(sorted(d for source in going.sources for d in source.devices))
+        going.results = self.seat(going.after, devices)
+        batchers = [source.batcher for source in going.sources]
+        if not going.switch.keeps_kv:
+            for batcher in batchers:
+                while batcher.running:
+                    batcher.preempt(batcher.running[-1])
+        new = [result.batcher for result in going.results]
+        if len(going.after) == 1:
+            running = [s for b in batchers for s in b.running]
+            new[0].take_over(running, [s for b in batchers for s in b.waiting])
+            new[0].allocator.num_free -= sum(len(s.blocks) for s in running)
+            while len(new[0].running) > self.limits.max_batch_tokens:
+                new[0].preempt(new[0].running[-1])
+        else:
+            (old,) = batchers
+            rooms = [batcher.allocator.total for batcher in new]
+            while (homes := choose_homes(old.running, rooms, self.limits.block_size)) is None:
+                old.preempt(old.running[-1])
+            for index, batcher in enumerate(new):
+                own = [s for s in old.running if homes[s] == index]
+                batcher.take_over(own, [])
+                batcher.allocator.num_free -= sum(len(s.blocks) for s in own)
+                while len(batcher.running) > self.limits.max_batch_tokens:
+                    batcher.preempt(batcher.running[-1])
+            for sequence in old.waiting:
+                fitting = [i for i in going.results if i.batcher.fits_alone(sequence.max_length)]
+                if fitting:
+                    min(fitting, key=lambda i: i.batcher.remaining_tokens / i.degree).batcher.add(sequence)
+                else:
+                    self.pending.append(sequence)
+        for result in going.results:
+            result.change = going
+        self.instances = [i for i in self.instances if i not in going.sources] + going.results
+        self.changed = True
+
+    def advance_restart(self):
+        if self.restart is None:
+            return
+        if not self.restarting:
+            if self.going or any(i.batcher.running or i.batcher.waiting for i in self.instances):
+                return
+            wish, before = self.restart[0], tuple(i.degree for i in self.instances)
+            devices = tuple(sorted(d for i in self.instances for d in i.devices))
+            self.restart = [wish, self.now + self.system.restart(before, wish.degrees).pause_s, devices]
+            self.instances, self.restarted = [], self.now
+        if self.restart[1] <= self.now:
+            wish, _, devices = self.restart
+            self.instances, self.restart, self.changed = self.seat(wish.degrees, devices), None, True
+            self.made.append(("restart", self.restarted, self.now))

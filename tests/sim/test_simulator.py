@@ -1,4 +1,4 @@
-"""The loop that jumps does exactly what the engine's batcher does step by step."""
+"""The loop that jumps does exactly what the engine's batcher does step by step, merges and splits included."""
 
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from gyges.sim.hardware import load_hardware
 from gyges.sim.models import sim_model
 from gyges.sim.simulator import SimRequest, Simulator
 
+from .flat import Flat, Restless
 from .stepwise import Stepwise
 
 
@@ -54,84 +55,150 @@ class InTurn(Policy):
         return Send(fitting[self.calls % len(fitting)]) if fitting else Reject("no room: tokens of KV cache")
 
 
-POLICIES = {"in-turn": InTurn, "static": lambda: make_policy("static")}
-COSTS = {degree: Linear(degree) for degree in (1, 2, 4)}
+STANDING = {"in-turn": InTurn, "static": lambda: make_policy("static")}
+CHANGING = {
+    "restless": Restless,
+    "on-demand": lambda: make_policy("on-demand"),
+    "gyges": lambda: make_policy("gyges+dwell=1"),
+    "gyges:paper": lambda: make_policy("gyges:paper"),
+    "llf": lambda: make_policy("llf"),
+    "rr": lambda: make_policy("rr"),
+    "restart": lambda: make_policy("restart+hold=1"),
+}
+POLICIES = STANDING | CHANGING
+COSTS = {degree: Linear(degree) for degree in (1, 2, 3, 4)}
+VIEWED = (
+    "name", "degree", "devices", "max_tokens", "free_tokens", "running", "waiting", "remaining_tokens", "longest_tokens",
+    "transforming", "prefill_tokens", "held_tokens", "long_requests", "becoming",
+)  # fmt: skip
 
 
 @st.composite
-def cases(draw):
+def cases(draw, policies=STANDING):
+    """(system, degrees, limits, requests, name of a policy)."""
     size = draw(st.sampled_from([1, 2, 4, 16]))
     seqs = draw(st.integers(1, 6))
     limits = BatchLimits(draw(st.integers(seqs, 24)), seqs, size)
-    degrees = draw(st.sampled_from([(1,), (2, 1), (1, 1, 1)]))
-    kv = {degree: degree * size * draw(st.integers(max(2, 24 // size), max(4, 80 // size))) for degree in set(degrees)}
+    room = size * draw(st.integers(max(2, 24 // size), max(4, 80 // size)))
+    changes = policies is CHANGING
+    degrees = draw(st.sampled_from([(1, 1), (2, 1), (1, 1, 1), (1, 1, 1, 1)] if changes else [(1,), (2, 1), (1, 1, 1)]))
+    known = [d for d in (1, 2, 3, 4) if d <= sum(degrees) and (changes or d in degrees)]
+    # A wide instance holds more than its parts together, as its weights take less of every device.
+    kv = {degree: degree * room + (degree - 1) * size * draw(st.integers(0, 2)) for degree in known}
+    system = Flat({d: COSTS[d] for d in known}, kv)
+    if changes:
+        system.pause_s = draw(st.sampled_from([0.0, 0.013, 0.21]))
+        system.beside_s = draw(st.sampled_from([0.0, 0.31, 1.7]))
+        system.slowdown = draw(st.sampled_from([1.0, 1.37]))
+        system.token_s = draw(st.sampled_from([0.0, 1e-3]))
+        system.keeps_kv = draw(st.booleans())
     gaps = st.sampled_from([0.0, 0.0, 0.01, 0.02, 0.0137, 0.3, 3.0])
-    rows = draw(st.lists(st.tuples(gaps, st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=14))
+    lengths = st.tuples(gaps, st.integers(1, 100 if changes else 40), st.integers(1, 40))
+    rows = draw(st.lists(lengths, min_size=1, max_size=14))
     at, requests = 0.0, []
     for gap, prompt, output in rows:
         at += gap
         requests.append(SimRequest(at, prompt, output))
-    return limits, degrees, kv, requests, draw(st.sampled_from(sorted(POLICIES)))
+    return system, degrees, limits, requests, draw(st.sampled_from(sorted(policies)))
 
 
 PREEMPTING = [SimRequest(0.0, 9, 30), SimRequest(0.0, 9, 30), SimRequest(0.1, 9, 30), SimRequest(0.5, 20, 3)]
+PREEMPTS = (Flat({1: COSTS[1]}, {1: 48}), (1,), BatchLimits(8, 4, 2), PREEMPTING, "static")
 
 
-@settings(max_examples=400, deadline=None)
-@given(case=cases())
-@example(case=(BatchLimits(8, 4, 2), (1,), {1: 48}, PREEMPTING, "static"))
-def test_jumping_and_stepping_give_every_token_the_same_time(case):
-    limits, degrees, kv, requests, policy = case
-    slow = Stepwise(degrees, COSTS, kv, limits, POLICIES[policy]())
+def same(case):
+    """Runs both, and returns them once every request has had every token at the same time in both."""
+    system, degrees, limits, requests, policy = case
+    slow = Stepwise(system, degrees, limits, POLICIES[policy]())
     times = slow.run(requests)
-    result = Simulator(degrees, COSTS, kv, limits, POLICIES[policy]()).run(requests)
+    result = Simulator.of(system, degrees, limits, POLICIES[policy]()).run(requests)
     for number, record in enumerate(result.records):
-        if number in slow.rejected:
-            assert record.status == "rejected"
-            assert "tokens of KV cache" in record.reason
+        if number not in slow.preemptions:
+            assert record.status in ("rejected", "failed")
+            assert number not in slow.rejected or "tokens of KV cache" in record.reason
             continue
         assert record.status == "completed"
         np.testing.assert_allclose(record.token_times, times[number], rtol=0, atol=1e-9)
         assert record.preemptions == slow.preemptions[number]
         assert record.first_scheduled_s == pytest.approx(slow.admitted[number], abs=1e-9)
+    return slow, result
+
+
+@settings(max_examples=250, deadline=None)
+@given(case=cases())
+@example(case=PREEMPTS)
+def test_jumping_and_stepping_give_every_token_the_same_time(case):
+    same(case)
+
+
+@settings(max_examples=250, deadline=None)
+@given(case=cases(CHANGING))
+def test_jumping_and_stepping_carry_out_the_same_merges_and_splits_at_the_same_times(case):
+    slow, result = same(case)
+    made = [(event.kind, event.start_s, event.end_s) for event in result.transformations]
+    assert len(made) == len(slow.made)
+    for (kind, start_s, end_s), (wanted, *times) in zip(made, sorted(slow.made, key=lambda each: each[2]), strict=True):
+        assert wanted in (kind, "restart")
+        np.testing.assert_allclose((start_s, end_s), times, rtol=0, atol=1e-9)
 
 
 def test_the_example_preempts():
-    result = Simulator((1,), COSTS, {1: 48}, BatchLimits(8, 4, 2), make_policy("static")).run(PREEMPTING)
+    system, degrees, limits, requests, policy = PREEMPTS
+    result = Simulator.of(system, degrees, limits, POLICIES[policy]()).run(requests)
     assert sum(record.preemptions for record in result.records) > 0
 
 
-@settings(max_examples=150, deadline=None)
-@given(case=cases())
-def test_a_policy_sees_of_the_simulator_what_it_sees_of_the_engine(case):
-    limits, degrees, kv, requests, _ = case
+@pytest.mark.parametrize("policies", [STANDING, CHANGING])
+def test_a_policy_sees_of_the_simulator_what_it_sees_of_the_engine(policies):
+    @settings(max_examples=100, deadline=None)
+    @given(case=cases(policies))
+    def check(case):
+        system, degrees, limits, requests, policy = case
 
-    class Watching(Policy):
-        def __init__(self):
-            self.seen = []
+        class Watching(Policy):
+            transforms = policies is CHANGING
 
-        def route(self, ask, instances, host, now):
-            keys = ("degree", "max_tokens", "running", "waiting", "remaining_tokens", "longest_tokens", "devices")
-            self.seen.append((round(now, 9), [tuple(getattr(view, key) for key in keys) for view in instances]))
-            return make_policy("static").route(ask, instances, host, now)
+            def __init__(self):
+                self.seen, self.inner = [], POLICIES[policy]()
 
-    fast, slow = Watching(), Watching()
-    Stepwise(degrees, COSTS, kv, limits, slow).run(requests)
-    Simulator(degrees, COSTS, kv, limits, fast).run(requests)
-    assert fast.seen == slow.seen
+            @property
+            def wake_s(self):
+                return self.inner.wake_s
+
+            def note(self, instances, host, now):
+                views = [tuple(getattr(view, key) for key in VIEWED) for view in instances]
+                self.seen.append((round(now, 9), views, host.pending, host.ahead, host.pending_tokens, host.max_tokens))
+
+            def route(self, ask, instances, host, now):
+                self.note(instances, host, now)
+                return self.inner.route(ask, instances, host, now)
+
+            def review(self, instances, host, now):
+                if self.transforms:  # the simulator asks no others
+                    self.note(instances, host, now)
+                return self.inner.review(instances, host, now)
+
+        fast, slow = Watching(), Watching()
+        Stepwise(system, degrees, limits, slow).run(requests)
+        Simulator.of(system, degrees, limits, fast).run(requests)
+        assert fast.seen == slow.seen
+
+    check()
 
 
 @settings(max_examples=100, deadline=None)
-@given(case=cases())
+@given(case=cases(CHANGING))
 def test_when_all_is_done_no_block_and_no_work_is_left(case):
-    limits, degrees, kv, requests, policy = case
-    simulator = Simulator(degrees, COSTS, kv, limits, POLICIES[policy]())
+    system, degrees, limits, requests, policy = case
+    simulator = Simulator.of(system, degrees, limits, POLICIES[policy]())
     result = simulator.run(requests)
     done = [record for record in result.records if record.status == "completed"]
-    last = result.samples[-len(degrees) :]
-    assert all(sample.kv_used_blocks == sample.running == sample.waiting == 0 for sample in last)
-    assert sum(sample.output_tokens for sample in last) == sum(record.target_output_tokens for record in done)
+    (host,) = simulator.hosts
+    assert sum(hosted.sim.output_tokens for hosted in host.ever) == sum(r.target_output_tokens for r in done)
+    for hosted in host.instances:
+        assert hosted.requests == hosted.remaining_tokens == hosted.held_tokens == hosted.long_requests == 0
     assert all(0 <= sample.kv_used_blocks <= sample.kv_total_blocks for sample in result.samples)
+    assert {d for hosted in host.instances for d in hosted.devices} <= set(range(sum(degrees)))
 
 
 def test_a_real_cost_model_gives_the_same_times_too():
@@ -141,11 +208,7 @@ def test_a_real_cost_model_gives_the_same_times_too():
     arrivals = np.cumsum(random.exponential(0.2, 60))
     lengths = random.integers(1, 900, (60, 2))
     requests = [SimRequest(float(t), int(p), int(n)) for t, (p, n) in zip(arrivals, lengths, strict=True)]
-    limits, kv = BatchLimits(512, 16, 16), {1: 4096, 2: 8192}
-    times = Stepwise((1, 2), costs, kv, limits, make_policy("static")).run(requests)
-    result = Simulator((1, 2), costs, kv, limits, make_policy("static")).run(requests)
-    for number, record in enumerate(result.records):
-        np.testing.assert_allclose(record.token_times, times[number], rtol=0, atol=1e-9)
+    same((Flat(costs, {1: 4096, 2: 8192}), (1, 2), BatchLimits(512, 16, 16), requests, "static"))
 
 
 def test_a_request_that_the_policy_holds_back_is_asked_for_again_when_another_ends():
@@ -154,17 +217,20 @@ def test_a_request_that_the_policy_holds_back_is_asked_for_again_when_another_en
             return Wait() if instances[0].running + instances[0].waiting else Send(0)
 
     requests = [SimRequest(0.0, 4, 3) for _ in range(3)]
-    records = Simulator((1,), COSTS, {1: 64}, BatchLimits(8, 4, 4), OneAtATime()).run(requests).records
+    system = Flat({1: COSTS[1]}, {1: 64})
+    records = Simulator.of(system, (1,), BatchLimits(8, 4, 4), OneAtATime()).run(requests).records
     assert [record.status for record in records] == ["completed"] * 3
     assert records[0].end_s == records[1].first_scheduled_s
     assert records[1].end_s == records[2].first_scheduled_s
 
 
 def test_what_cannot_be_simulated_is_refused_by_name():
-    limits = BatchLimits(8, 4, 4)
-    with pytest.raises(UserError, match="choose one that keeps them: static"):
-        Simulator((1,), COSTS, {1: 64}, limits, make_policy("gyges"))
+    limits, system = BatchLimits(8, 4, 4), Flat({1: COSTS[1]}, {1: 64})
+    with pytest.raises(UserError, match="can take only TP1 on 1 devices"):
+        Simulator.of(system, (1,), limits, make_policy("gyges"))
+    with pytest.raises(UserError, match="can take TP1 here"):
+        Simulator.of(system, (2,), limits, make_policy("static"))
     with pytest.raises(UserError, match="has no room for 9 decodes"):
-        Simulator((1,), COSTS, {1: 64}, BatchLimits(8, 9, 4), make_policy("static"))
+        Simulator.of(system, (1,), BatchLimits(8, 9, 4), make_policy("static"))
     with pytest.raises(UserError, match="less than one block of 4"):
-        Simulator((1,), COSTS, {1: 3}, limits, make_policy("static"))
+        Simulator.of(Flat({1: COSTS[1]}, {1: 3}), (1,), limits, make_policy("static"))

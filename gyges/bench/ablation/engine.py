@@ -12,6 +12,8 @@ from typing import Any
 from gyges.bench.ablation.backend import BACKENDS, CellError, CellTask
 from gyges.bench.child import Child, ChildError
 from gyges.config import EngineConfig, available_cores
+from gyges.engine.replay import MODES
+from gyges.sim.simulation import Simulation
 
 _USER_ERRORS = ("UserError:", "UnknownNameError:")
 _TARGET = "gyges.bench.ablation.engine:EngineRun"
@@ -69,6 +71,7 @@ class EngineRun:
 
 class EngineBackend:
     simulated = False
+    modes = MODES
 
     def run(self, task: CellTask) -> None:
         try:
@@ -91,6 +94,12 @@ class EngineBackend:
             raise CellError(text, lasting=text.startswith(_USER_ERRORS)) from error
         if done["state"] != "complete":
             raise CellError(f"the replay ended {done['state']}: {done['reason']}")
+
+    def lowest_tokens(self, config: EngineConfig, scheduler: str, simulation: Simulation) -> int:
+        from gyges.engine.engine import Engine
+
+        engine = Engine(config, scheduler)  # not started
+        return engine.placer.shape.max_tokens(min(engine.config.candidate_degrees))
 
     def estimate_s(self, duration_s: float) -> float:
         return _START_S + 1.3 * duration_s

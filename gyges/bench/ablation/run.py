@@ -24,11 +24,11 @@ from gyges.bench.ablation.backend import CellError, CellTask, backend
 from gyges.bench.ablation.grid import Cell, Grid
 from gyges.bench.ablation.work import Work, write_work
 from gyges.config import EngineConfig, available_cores
-from gyges.engine.replay import MODES
 from gyges.errors import UnknownNameError, UserError
 from gyges.metrics.manifest import hardware
 from gyges.metrics.results import load_manifest
 from gyges.metrics.slo import parse_slo
+from gyges.sim.simulation import THIS_ENGINE, Simulation
 
 Progress = Callable[[str], None]
 # (settings of the trace's axes, tokens above which a request is long or None where that is not known) -> requests
@@ -53,7 +53,7 @@ _MEASURED = (
 class AblationConfig:
     """What to run. ``base``: engine options that no axis changes.   slo: what counts as good, as `--slo` takes it.
 
-    users: of a closed-loop replay.
+    users: of a closed-loop replay.   simulation: of a backend that simulates.
     """
 
     grid: Grid
@@ -63,13 +63,14 @@ class AblationConfig:
     mode: str = "open"
     users: int = 8
     slo: str = ""
+    simulation: Simulation = THIS_ENGINE
 
     def __post_init__(self) -> None:
-        backend(self.backend)
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
-        if self.mode not in MODES:
-            raise UnknownNameError("replay mode", self.mode, MODES)
+        known = backend(self.backend).modes
+        if self.mode not in known:
+            raise UnknownNameError(f"replay mode of backend {self.backend}", self.mode, known)
         if self.slo:
             parse_slo(self.slo)
 
@@ -109,7 +110,7 @@ def plan(config: AblationConfig, make_work: MakeWork) -> list[Planned]:
         error = ""
         try:
             engine = engine_config(config.base, cell.settings)
-            lowest = _lowest_tokens(engine, scheduler)
+            lowest = backend(config.backend).lowest_tokens(engine, scheduler, config.simulation)
         except UserError as problem:
             engine, lowest, error = config.base, None, str(problem)
         # A request is long in all cells that are compared or in none: by the first of them that works.
@@ -126,14 +127,6 @@ def plan(config: AblationConfig, make_work: MakeWork) -> list[Planned]:
     return planned
 
 
-def _lowest_tokens(config: EngineConfig, scheduler: str) -> int:
-    """What an instance of the lowest degree holds. Raises UserError for an engine that cannot work."""
-    from gyges.engine.engine import Engine
-
-    engine = Engine(config, scheduler)  # not started
-    return engine.placer.shape.max_tokens(min(engine.config.candidate_degrees))
-
-
 def _key(config: AblationConfig, engine: EngineConfig, scheduler: str, work: Work) -> str:
     about = {
         "backend": config.backend,
@@ -147,6 +140,8 @@ def _key(config: AblationConfig, engine: EngineConfig, scheduler: str, work: Wor
         "cpu": _cpu(),
         "cores": available_cores(),
     }
+    if config.backend == "sim":
+        about["simulation"] = asdict(config.simulation)
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -253,7 +248,7 @@ def _run_one(
     mark = {"cell": each.cell.name, "repeat": repeat, "key": each.key, "long_over": each.long_over}
     task = CellTask(
         each.config, each.scheduler, work, folder, config.mode, config.users, config.slo or None, about,
-        {"ablation": mark}, _timeout_s(each),
+        {"ablation": mark}, _timeout_s(each), config.simulation,
     )  # fmt: skip
     try:
         backend(config.backend).run(task)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,8 +20,34 @@ _OVERHEADS = ("step_s", "layer_s", "all_reduce_s", "kernel_gap_s", "launch_gap_s
 _NUMBERS = (
     "devices_per_host", "memory_bytes", "memory_bytes_per_s", "link_bytes_per_s", "memory_utilization", "reserve_bytes",
 )  # fmt: skip
-_FIELDS = {*_NUMBERS, "description", "flops", "efficiency", "overhead", "sources"}
-_SOURCED = (*_NUMBERS[1:], "flops", "efficiency", "overhead")
+_FIELDS = {*_NUMBERS, "description", "flops", "efficiency", "overhead", "transform", "sources"}
+_SOURCED = (*_NUMBERS[1:], "flops", "efficiency", "overhead", "transform")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformCosts:
+    """What changing the TP degree costs beside bytes over the link. Seconds and bytes/s, of one device.
+
+    copy_bytes_per_s: from peers, while all devices of a transformation copy at once.   local_bytes_per_s: within a device.
+    descriptor_s: more for each contiguous copy.   map_s, unmap_s: of a physical page; range_s: more for each range of
+    neighbouring pages that is mapped or unmapped in one call.   sync_s: one rendezvous of the workers concerned.
+    communicator_s: until the new group can talk.   graph_s: until CUDA graphs of the new degree can be launched.
+    beside: the share of the time of copies by which steps beside them take longer.
+    host_bytes_per_s: to or from host memory.   start_s: from nothing to serving, but for the weights.
+    """
+
+    copy_bytes_per_s: float
+    local_bytes_per_s: float
+    descriptor_s: float
+    map_s: float
+    unmap_s: float
+    range_s: float
+    sync_s: float
+    communicator_s: float
+    graph_s: float
+    beside: float
+    host_bytes_per_s: float
+    start_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +60,7 @@ class Hardware:
     kernel_gap_s, launch_gap_s: so long a device idles between two kernels, in a CUDA graph and outside one; measured tables hold
     the kernels alone.
     memory_utilization: the share of memory_bytes that an engine takes.   reserve_bytes: what of it is neither
-    weights nor KV cache.
+    weights nor KV cache.   transform: see TransformCosts.
     """
 
     name: str
@@ -54,6 +80,7 @@ class Hardware:
     launch_gap_s: float
     memory_utilization: float
     reserve_bytes: float
+    transform: TransformCosts
     sources: dict[str, str]
 
     def flops_of(self, item_size: int) -> float:
@@ -124,6 +151,7 @@ def parse_hardware(name: str, text: str) -> Hardware:
             raise UserError(f"hardware {name!r}: {what} field {', '.join(sorted(map(str, wrong)))}")
     flops = _mapping(name, values, "flops")
     efficiency, overhead = _mapping(name, values, "efficiency"), _mapping(name, values, "overhead")
+    transform = _mapping(name, values, "transform")
     sources = values["sources"]
     unsourced = [field for field in _SOURCED if not isinstance(sources, dict) or not sources.get(field)]
     if unsourced:
@@ -141,8 +169,23 @@ def parse_hardware(name: str, text: str) -> Hardware:
         flops={str(dtype): _number(name, f"flops.{dtype}", value) for dtype, value in flops.items()},
         **{f"{share}_efficiency": float(efficiency[share]) for share in _EFFICIENCIES},
         **{part: _number(name, f"overhead.{part}", overhead.get(part), least=0.0) for part in _OVERHEADS},
+        transform=_transform(name, transform),
         sources={str(field): str(source) for field, source in sources.items()},
         **numbers,
+    )
+
+
+def _transform(name: str, values: dict[str, Any]) -> TransformCosts:
+    known = [each.name for each in fields(TransformCosts)]
+    if wrong := sorted(map(str, values.keys() ^ set(known))):
+        raise UserError(
+            f"hardware {name!r}: transform has the fields {', '.join(known)}; missing or unknown: {', '.join(wrong)}"
+        )
+    return TransformCosts(
+        **{
+            part: _number(name, f"transform.{part}", values[part], least=None if part.endswith("_per_s") else 0.0)
+            for part in known
+        }
     )
 
 

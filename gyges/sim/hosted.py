@@ -1,0 +1,141 @@
+"""One living instance of a simulated host: what a policy may see of it, read when asked for.
+
+Policies get these in place of :class:`gyges.scheduling.routing.InstanceView`: the same attributes, of this moment. Most of them
+are never looked at, so none is computed before it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Protocol
+
+from gyges.metrics.records import TimelineSample
+from gyges.sim.instance import SimInstance
+from gyges.sim.sequence import SimSequence
+
+if TYPE_CHECKING:
+    from gyges.sim.changes import Change
+
+
+class Clock(Protocol):
+    """Whose ``now`` is this moment, seconds."""
+
+    now: float
+
+
+class Hosted:
+    """``number``: unique on its host, ascending.   lowest_tokens: what the host's lowest degree holds.
+
+    held: begins no step.   change: the transformation that it is part of.   max_tokens: what one request may have; less than the
+    instance holds while it is about to split.   watched: a transformation that waits for its first step's end.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_longest",
+        "_lowest_tokens",
+        "_members",
+        "becoming",
+        "change",
+        "degree",
+        "devices",
+        "held",
+        "long_requests",
+        "max_tokens",
+        "name",
+        "number",
+        "sim",
+        "watched",
+    )
+
+    def __init__(
+        self, clock: Clock, sim: SimInstance, number: int, name: str, devices: tuple[int, ...], lowest_tokens: int
+    ) -> None:
+        self._clock, self.sim, self.number, self.name, self.devices = clock, sim, number, name, devices
+        self.degree = len(devices)
+        self.max_tokens = sim.total_blocks * sim.limits.block_size
+        self.held = False
+        self.change: Change | None = None
+        self.watched: Change | None = None
+        self.becoming: tuple[int, ...] = ()
+        self.long_requests = 0
+        self._lowest_tokens = lowest_tokens
+        self._members: set[int] = set()
+        self._longest: list[tuple[int, int]] = []
+
+    # -- an InstanceView ----------------------------------------------------------------------------------------------
+
+    @property
+    def transforming(self) -> bool:
+        return self.change is not None
+
+    @property
+    def running(self) -> int:
+        return len(self.sim.running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.sim.waiting)
+
+    @property
+    def _done(self) -> int:
+        return self.sim.done(self._clock.now)
+
+    @property
+    def remaining_tokens(self) -> int:
+        sim = self.sim
+        return sim.remaining_at(sim.done(self._clock.now))
+
+    @property
+    def free_tokens(self) -> int:
+        return self.sim.free_at(self._done) * self.sim.limits.block_size
+
+    @property
+    def held_tokens(self) -> int:
+        return (self.sim.total_blocks - self.sim.free_at(self._done)) * self.sim.limits.block_size
+
+    @property
+    def prefill_tokens(self) -> int:
+        return self.sim.prefill_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        longest, members = self._longest, self._members
+        while longest and longest[0][1] not in members:
+            heapq.heappop(longest)
+        return -longest[0][0] if longest else 0
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def enter(self, sequence: SimSequence) -> None:
+        """It is here from now on, running or waiting."""
+        length = sequence.max_length
+        self._members.add(sequence.order)
+        heapq.heappush(self._longest, (-length, sequence.order))
+        self.long_requests += length > self._lowest_tokens
+
+    def leave(self, sequence: SimSequence) -> None:
+        self._members.remove(sequence.order)
+        self.long_requests -= sequence.max_length > self._lowest_tokens
+
+    @property
+    def requests(self) -> int:
+        """How many are here."""
+        return len(self._members)
+
+    def sample(self, now: float) -> TimelineSample:
+        sim = self.sim
+        done = sim.done(now)
+        return TimelineSample(
+            now,
+            self.name,
+            self.devices,
+            self.degree,
+            len(sim.running),
+            len(sim.waiting),
+            sim.total_blocks - sim.free_at(done),
+            sim.total_blocks,
+            output_tokens=sim.output_at(done),
+            prompt_tokens=sim.prompt_tokens,
+            preemptions=sim.preemptions,
+        )
