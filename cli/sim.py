@@ -46,8 +46,8 @@ def run(
         typer.Option(
             "--system",
             metavar="NAME[+OPTION=VALUE]",
-            help="How instances are served and changed: fixed, gyges, gyges:paper, gyges+overlap=off, ... "
-            "(docs/simulation.md). \\[default: gyges if the policy merges and splits, else fixed]",
+            help="How instances are served and changed: fixed, gyges, gyges:paper, gyges+overlap=off, kunserve, ... "
+            "(gyges sim systems). \\[default: gyges if the policy merges and splits, else fixed]",
         ),
     ] = "",
     instances: Annotated[
@@ -158,5 +158,27 @@ def agree(
     from cli.sim_agree import agree_command
 
     document = agree_command(human_console(json), run, profile, out)
+    if json:
+        emit(document)
+
+
+@app.command(epilog="Example:  [cyan]gyges sim systems --hardware h100x8 --model meta-llama/Llama-3.1-70B[/cyan]")
+def systems(
+    hardware: Annotated[
+        str, typer.Option("--hardware", metavar="NAME[xN]|FILE", help="The devices of the host: h20x8, ./card.yaml.")
+    ] = "h20x8",
+    model: Annotated[
+        str, typer.Option("--model", help="A hub id, or a folder with config.json; no weights.")
+    ] = "Qwen/Qwen2.5-32B",
+    papers: Annotated[
+        bool, typer.Option("--papers", help="What their papers report, beside what the simulator gives (10 s or so).")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """List the ways of serving that can be simulated, with their sources, and what they come to on one host."""
+    from cli.sim_systems import papers_command, systems_command
+
+    console = human_console(json)
+    document = papers_command(console) if papers else systems_command(console, hardware, model)
     if json:
         emit(document)

@@ -114,6 +114,7 @@ class Instance:
             longest_tokens=longest,
             transforming=self.joint is not None or self.held,
             prefill_tokens=missing,
+            waiting_tokens=sum(sequence.known for sequence in batcher.waiting),
             held_tokens=batcher.allocator.num_held * self.limits.block_size,
             long_requests=long,
             becoming=becoming,

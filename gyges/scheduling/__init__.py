@@ -1,5 +1,5 @@
 """Torch-free scheduling. Importing the package registers the policies."""
 
-from gyges.scheduling import eager, gyges, on_demand, oracle, restart, routing, static
+from gyges.scheduling import by_load, eager, elastic, gyges, on_demand, oracle, pressure, restart, routing, static
 
-__all__ = ["eager", "gyges", "on_demand", "oracle", "restart", "routing", "static"]
+__all__ = ["by_load", "eager", "elastic", "gyges", "on_demand", "oracle", "pressure", "restart", "routing", "static"]

@@ -36,19 +36,24 @@ class OnDemand(Policy):
             index = least(instances, ask.length, work_per_device, lambda view: view.degree == narrowest)
             assert index is not None, "an instance of that degree can hold it"
             return Send(index)
-        degrees = degrees_for(ask.length, instances, host)
-        if isinstance(degrees, Reject):
-            return degrees
-        if under_way(ask.length, instances, host):
-            return Wait()
-        for degree in degrees:
-            indices = group_of_any(instances, degree, work_per_device)
-            if indices:
-                return Merge(indices, f"a request of {ask.length} tokens fits no instance")
-        return Wait()
+        return make_room(ask, instances, host)
 
     def review(self, instances: Sequence[InstanceView], host: HostView, now: float) -> list[Wish]:
         return split_what_nobody_needs(instances, host)
+
+
+def make_room(ask: Ask, instances: Sequence[InstanceView], host: HostView) -> Decision:
+    """What to do about a request that fits nowhere: merge as few devices as it takes, wait for those, or reject it."""
+    degrees = degrees_for(ask.length, instances, host)
+    if isinstance(degrees, Reject):
+        return degrees
+    if under_way(ask.length, instances, host):
+        return Wait()
+    for degree in degrees:
+        indices = group_of_any(instances, degree, work_per_device)
+        if indices:
+            return Merge(indices, f"a request of {ask.length} tokens fits no instance")
+    return Wait()
 
 
 def under_way(length: int, instances: Sequence[InstanceView], host: HostView) -> bool:

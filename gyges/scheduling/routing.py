@@ -41,8 +41,9 @@ class InstanceView:
     """What a policy may know of one instance. Lengths and loads in tokens.
 
     max_tokens: longest context it can ever hold.   running, waiting: requests.   remaining_tokens: work left, tokens to compute
-    and to sample; prefill_tokens: those of them that are in no KV cache yet though known.   longest_tokens: what the longest of
-    its requests will need at its end.   long_requests: how many of its requests need more than the host's lowest degree holds.
+    and to sample; prefill_tokens: those of them that are in no KV cache yet though known; waiting_tokens: those for which there
+    are no blocks either.   longest_tokens: what the longest of its requests will need at its end.
+    long_requests: how many of its requests need more than the host's lowest degree holds.
     held_tokens: room that its requests' KV blocks take, which a transformation has to move.
     transforming: it is part of a transformation; another cannot be asked of it.   becoming: TP degrees afterwards.
     """
@@ -58,6 +59,7 @@ class InstanceView:
     longest_tokens: int = 0
     transforming: bool = False
     prefill_tokens: int = 0
+    waiting_tokens: int = 0
     held_tokens: int = 0
     long_requests: int = 0
     becoming: tuple[int, ...] = ()

@@ -99,6 +99,10 @@ class Hosted:
         return self.sim.prefill_tokens
 
     @property
+    def waiting_tokens(self) -> int:
+        return self.sim.waiting_tokens
+
+    @property
     def longest_tokens(self) -> int:
         longest, members = self._longest, self._members
         while longest and longest[0][1] not in members:

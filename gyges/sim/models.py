@@ -118,6 +118,11 @@ def _size(name: str, config: Mapping[str, Any], field: str) -> int:
     return value
 
 
+def memory_budget(hardware: Hardware) -> float:
+    """Bytes of a device for weights and KV cache."""
+    return hardware.memory_bytes * hardware.memory_utilization - hardware.reserve_bytes
+
+
 def kv_capacity_tokens(model: SimModel, hardware: Hardware, degree: int) -> int:
     """Tokens that the KV cache of an instance holds in the memory that is left over.
 
@@ -125,7 +130,7 @@ def kv_capacity_tokens(model: SimModel, hardware: Hardware, degree: int) -> int:
     """
     if reason := model.geometry.tp_degree_error(degree):
         raise UserError(f"{model.name} cannot run at TP{degree}: {reason}")
-    budget = hardware.memory_bytes * hardware.memory_utilization - hardware.reserve_bytes
+    budget = memory_budget(hardware)
     weights = model.weight_bytes(degree)
     tokens = int((budget - weights) // model.kv_bytes_per_token(degree))
     if tokens < 1:

@@ -50,6 +50,7 @@ class Instance:
             longest_tokens=max((s.max_length for s in sequences), default=0),
             transforming=bool(self.becoming),
             prefill_tokens=sum(s.missing for s in sequences),
+            waiting_tokens=sum(s.known for s in self.batcher.waiting),
             held_tokens=allocator.num_held,
             long_requests=sum(s.max_length > MAX_TOKENS[1] for s in sequences),
             becoming=self.becoming,

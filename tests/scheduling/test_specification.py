@@ -35,7 +35,7 @@ def test_a_static_layout_is_repeated_to_fill_the_devices():
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
-        ("fastest", UnknownNameError, "known: gyges, llf"),
+        ("fastest", UnknownNameError, "known: by-load, elastic, gyges, llf"),
         ("gyges:best", UnknownNameError, "known: paper"),
         ("gyges+speed=on", UnknownNameError, "known: choice, cost"),
         ("gyges+cost=maybe", UserError, "a switch is on or off"),

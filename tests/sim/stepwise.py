@@ -200,6 +200,7 @@ class Stepwise:
             longest_tokens=max((sequence.max_length for sequence in batcher), default=0),
             transforming=instance.change is not None,
             prefill_tokens=sum(sequence.missing for sequence in batcher),
+            waiting_tokens=sum(sequence.known for sequence in batcher.waiting),
             held_tokens=batcher.allocator.num_held * size,
             long_requests=sum(sequence.max_length > lowest for sequence in batcher),
             becoming=instance.change.after if instance.change is not None else (),

@@ -64,12 +64,15 @@ CHANGING = {
     "llf": lambda: make_policy("llf"),
     "rr": lambda: make_policy("rr"),
     "restart": lambda: make_policy("restart+hold=1"),
+    "pressure": lambda: make_policy("pressure"),
+    "elastic": lambda: make_policy("elastic+share=8"),
+    "by-load": lambda: make_policy("by-load+dwell=1"),
 }
 POLICIES = STANDING | CHANGING
 COSTS = {degree: Linear(degree) for degree in (1, 2, 3, 4)}
 VIEWED = (
     "name", "degree", "devices", "max_tokens", "free_tokens", "running", "waiting", "remaining_tokens", "longest_tokens",
-    "transforming", "prefill_tokens", "held_tokens", "long_requests", "becoming",
+    "transforming", "prefill_tokens", "waiting_tokens", "held_tokens", "long_requests", "becoming",
 )  # fmt: skip
 
 

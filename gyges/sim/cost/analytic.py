@@ -33,26 +33,33 @@ class AnalyticCost:
         self._bytes = hardware.memory_bytes_per_s * hardware.memory_efficiency  # of a device
         self._kv_s = model.kv_bytes_per_token(degree) / self._bytes  # one token of context read, all layers
         self._decode_flops_s = g.num_layers * 4 * g.num_heads * g.head_dim / self._flops
-        self._decode_s = max(self._kv_s, self._decode_flops_s)
+        # Of a decode, for each token of its context, all layers.
+        self.decode_token_s = max(self._kv_s, self._decode_flops_s)
         self._linear: dict[tuple[int, int], float] = {}
 
     def step_s(self, shape: StepShape) -> float:
         tokens = shape.decodes + sum(chunk for chunk, _ in shape.prefills)
-        seconds = self._linear_s(tokens, shape.sampled) + shape.decode_context * self._decode_s
+        seconds = self.linear_s(tokens, shape.sampled) + shape.decode_context * self.decode_token_s
         for chunk, before in shape.prefills:
-            seconds += self._prefill_s(chunk, before)
+            seconds += self.attention_s(causal_pairs(chunk, before), before + chunk)
         return seconds
 
     def decode_steps_s(self, decodes: int, context: int, longest: int, steps: int) -> np.ndarray:
         contexts = context + decodes * np.arange(steps, dtype=np.int64)
-        return self._linear_s(decodes, decodes) + contexts * self._decode_s
+        return self.linear_s(decodes, decodes) + contexts * self.decode_token_s
 
-    def _linear_s(self, tokens: int, sampled: int) -> float:
-        """All of a step but attention."""
+    # -- parts, of which other cost models are made -----------------------------------------------------------------------
+
+    def linear_s(self, tokens: int, sampled: int) -> float:
+        """All of a step but attention: projections, FFN, all-reduces, LM head, overheads."""
         key = tokens, sampled
         if (known := self._linear.get(key)) is None:
             known = self._linear[key] = self._compute_linear_s(tokens, sampled)
         return known
+
+    def attention_s(self, pairs: float, keys: float) -> float:
+        """Attention of a chunk, all layers. ``pairs``: of query and key; ``keys``: tokens whose K and V are read once."""
+        return max(pairs * self._decode_flops_s, keys * self._kv_s)
 
     def _compute_linear_s(self, tokens: int, sampled: int) -> float:
         m, g, hw = self.model, self.model.geometry, self.hardware
@@ -70,7 +77,7 @@ class AnalyticCost:
         read = parameters * share_read * self.model.geometry.item_size / self.degree
         return max(2 * tokens * parameters / self._flops, read / self._bytes)
 
-    def _prefill_s(self, chunk: int, before: int) -> float:
-        """Attention of a chunk over itself, causally, and over the tokens before it; all layers."""
-        pairs = chunk * before + chunk * (chunk + 1) / 2
-        return max(pairs * self._decode_flops_s, (before + chunk) * self._kv_s)
+
+def causal_pairs(chunk: int, before: int) -> float:
+    """Pairs of query and key when a chunk attends to itself, causally, and to the tokens before it."""
+    return chunk * before + chunk * (chunk + 1) / 2

@@ -1,3 +1,13 @@
 """The systems that can be simulated; importing this package registers them."""
 
-from gyges.sim.systems import fixed, gyges  # noqa: F401
+from gyges.sim.systems import (  # noqa: F401
+    fixed,
+    flying,
+    gyges,
+    kunserve,
+    loongserve,
+    pipelive,
+    restart,
+    seesaw,
+    shift,
+)

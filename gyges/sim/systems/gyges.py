@@ -28,8 +28,9 @@ from gyges.kv_cache.layouts import LAYOUTS, choose_page_bytes
 from gyges.parallel.sharding import ParallelLayout, ShardCount
 from gyges.sim.cost.base import CostModel, StepShape
 from gyges.sim.hardware import Hardware
-from gyges.sim.models import SimModel
+from gyges.sim.models import SimModel, memory_budget
 from gyges.sim.system import SYSTEMS, BaseSystem, Switch, SystemSpec
+from gyges.sim.systems.sources import Source, described
 from gyges.transform.copies import piece_shape
 from gyges.transform.host import HostShape
 
@@ -307,7 +308,7 @@ def host_of(spec: SystemSpec, layout: str, padding: bool, degrees: tuple[int, ..
     model, hardware = spec.model, spec.hardware
     geometry = model.geometry
     vocab = model.vocab_parameters * (1 if geometry.tied_embeddings else 2)
-    room = hardware.memory_bytes * hardware.memory_utilization - hardware.reserve_bytes
+    room = memory_budget(hardware)
     degrees = degrees or spec.degrees or spec.fitting
     shards = ShardCount.for_degrees(geometry, degrees)
     page = GPU_PAGE if hardware.memory_bytes > 4e9 else choose_page_bytes(geometry, shards.kv)
@@ -337,5 +338,8 @@ def of_engine(config: EngineConfig, host: HostShape, spec: SystemSpec) -> GygesS
     )
 
 
-SYSTEMS.add("gyges", _build)
-SYSTEMS.add("gyges:paper", partial(_build, layout="header-centric"))
+_PAPER = partial(_build, layout="header-centric")
+SYSTEMS.add(
+    "gyges", described(Source("this project", "", "", "requests keep their KV cache, pages change hands"))(_build)
+)
+SYSTEMS.add("gyges:paper", described(Source("Gyges", "2509.19729", "", "the same in the paper's KV layout"))(_PAPER))
