@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import bench, sim, trace
+from cli.figures import figures
 from cli.profile import profile
 from cli.report import report
 from gyges.errors import EngineError, UserError
@@ -26,6 +27,7 @@ app.add_typer(bench.app)
 app.add_typer(trace.app)
 app.add_typer(sim.app)
 app.command()(report)
+app.command()(figures)
 app.command()(profile)
 
 

@@ -66,6 +66,7 @@ TORCH_FREE = [
     "gyges.engine.engine", "gyges.metrics.summary", "workloads",
     "gyges.sim.hardware", "gyges.sim.models", "gyges.sim.cost.sources", "gyges.sim.cost.analytic",
     "gyges.sim.cost.tables", "gyges.sim.cost.aic", "gyges.sim.validate", "gyges.sim.setup", "gyges.sim.of_engine",
+    "gyges.figures.catalogue",
 ]  # fmt: skip
 
 
