@@ -68,9 +68,11 @@ def run(
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto (config.json's), bfloat16 or float32.")] = "auto",
     kv_tokens: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            "--kv-tokens", min=1, help="Of KV cache, for each device. \\[default: the memory that weights leave over]"
+            "--kv-tokens",
+            metavar="N|tp1=N,tp2=N,...",
+            help="Of KV cache: for each device, or of an instance by TP degree. \\[default: the memory that weights leave over]",
         ),
     ] = None,
     max_batch_tokens: Annotated[int, typer.Option("--max-batch-tokens", min=1, help="Of one step.")] = 2048,
@@ -90,7 +92,7 @@ def run(
     """Replay a trace on simulated devices: the same table, plots and result folder as `bench run`."""
     from cli.engine_options import parse_degrees
     from cli.sim_run import sim_run
-    from gyges.sim.setup import SimSetup
+    from gyges.sim.setup import SimSetup, parse_kv_tokens
 
     setup = SimSetup(
         model=model,
@@ -102,7 +104,7 @@ def run(
         cost=cost,
         profile=profile,
         dtype=dtype,
-        kv_tokens=kv_tokens,
+        kv_tokens=parse_kv_tokens(kv_tokens) if kv_tokens else None,
         max_batch_tokens=max_batch_tokens,
         max_seqs=max_seqs,
         block_size=block_size,

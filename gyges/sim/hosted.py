@@ -83,8 +83,10 @@ class Hosted:
 
     @property
     def remaining_tokens(self) -> int:
-        sim = self.sim
-        return sim.remaining_at(sim.done(self._clock.now))
+        sim, now = self.sim, self._clock.now
+        if now < sim.first_end:  # nearly always; policies look at this more often than at all else
+            return sim.remaining_tokens
+        return sim.remaining_at(sim.done(now))
 
     @property
     def free_tokens(self) -> int:

@@ -27,7 +27,8 @@ class SimSetup:
     policy: a scheduler; "": the one that the system is meant for.   system: how instances are served and changed; "": `gyges` for
     a policy that merges and splits, `fixed` for others.   instances: "tp2,tp1,tp1"; None: as many as there can be of the lowest
     degree that fits.   tp_degrees: that instances may take; empty: all that fit (policies that transform), or those of the
-    instances.   kv_tokens: of KV cache for each device; None: what memory is left over.   block_size: 0: what the system wants.
+    instances.   kv_tokens: of KV cache for each device, or of an instance by degree; None: what memory is left over.
+    block_size: 0: what the system wants.
     """
 
     model: str = "Qwen/Qwen2.5-32B"
@@ -39,7 +40,7 @@ class SimSetup:
     cost: str = "analytic"
     profile: Path | None = None
     dtype: str = "auto"
-    kv_tokens: int | None = None
+    kv_tokens: int | Mapping[int, int] | None = None
     max_batch_tokens: int = 2048
     max_seqs: int = 256
     block_size: int = 0
@@ -125,6 +126,23 @@ def facts_of(
         "hardware": asdict(spec.hardware),
         "max_position": spec.model.max_position,
     }
+
+
+def parse_kv_tokens(text: str) -> int | dict[int, int]:
+    """``"4000"``, for each device, or ``"tp1=3750,tp2=41250"``, of an instance. Raises UserError."""
+    try:
+        if "=" not in text:
+            found: int | dict[int, int] = int(text)
+            least = found
+        else:
+            pairs = [part.split("=") for part in text.lower().split(",")]
+            found = {int(degree.strip().removeprefix("tp")): int(tokens) for degree, tokens in pairs}
+            least = min(found.values())
+        if least < 1 or (isinstance(found, dict) and min(found) < 1):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"cannot read --kv-tokens {text!r}; write 4000 or tp1=3750,tp2=41250") from None
+    return found
 
 
 def coverage_notes(costs: Mapping[int, CostModel]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import time
 from collections.abc import Callable, Sequence
@@ -79,8 +80,31 @@ class Simulator:
             for number, r in enumerate(requests)
         ]
         self._let_the_policy_foresee(sequences)
+        collects = gc.isenabled()
+        gc.disable()  # nothing here is a cycle, and looking for one among a million requests takes its time
+        try:
+            samples, now = self._loop(sequences, sample_s)
+        finally:
+            if collects:
+                gc.enable()
+        loop_s = time.perf_counter() - started
+        hosts = self.hosts
+        for host in hosts:
+            samples += host.samples
+        samples.sort(key=lambda sample: sample.t_s)
+        events = sorted((event for host in hosts for event in host.events), key=lambda event: event.end_s)
+        steps = sum(hosted.sim.steps for host in hosts for hosted in host.ever)
+        ends = sum(host.steps_taken_in for host in hosts)
+        parts: dict[str, float] = {}
+        for host in hosts:
+            for part, seconds in host.parts.items():
+                parts[part] = parts.get(part, 0.0) + seconds
+        return SimResult([record_of(s) for s in sequences], samples, now, loop_s, steps, ends, events, parts)
+
+    def _loop(self, sequences: Sequence[SimSequence], sample_s: float | None) -> tuple[list[TimelineSample], float]:
+        """(samples between events, when it was all over)."""
         samples: list[TimelineSample] = []
-        span = requests[-1].arrival_s if requests else 0.0
+        span = sequences[-1].arrival_s if sequences else 0.0
         every = sample_s or max(span / self._samples(), 1e-3)
         next_sample = now = 0.0
         arrived, hosts = 0, self.hosts
@@ -105,19 +129,7 @@ class Simulator:
             for index in concerned:
                 hosts[index].settle(now)
                 self._note(index)
-        samples += self._sample(now)
-        loop_s = time.perf_counter() - started
-        for host in hosts:
-            samples += host.samples
-        samples.sort(key=lambda sample: sample.t_s)
-        events = sorted((event for host in hosts for event in host.events), key=lambda event: event.end_s)
-        steps = sum(hosted.sim.steps for host in hosts for hosted in host.ever)
-        ends = sum(host.steps_taken_in for host in hosts)
-        parts: dict[str, float] = {}
-        for host in hosts:
-            for part, seconds in host.parts.items():
-                parts[part] = parts.get(part, 0.0) + seconds
-        return SimResult([record_of(s) for s in sequences], samples, now, loop_s, steps, ends, events, parts)
+        return [*samples, *self._sample(now)], now
 
     def _next_s(self) -> float:
         """When something happens next on any host."""

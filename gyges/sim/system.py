@@ -89,8 +89,8 @@ class System(Protocol):
 class SystemSpec:
     """What a system is built for. ``devices``: of one host.   cost: source of step times, ``profile`` its folder.
 
-    degrees: that instances may take; empty: all that the model can take and that fit.   kv_tokens: of KV cache for each device;
-    None: what memory is left over.
+    degrees: that instances may take; empty: all that the model can take and that fit.   kv_tokens: of KV cache for each device,
+    or of an instance by degree; None: what memory is left over.
     """
 
     model: SimModel
@@ -99,16 +99,24 @@ class SystemSpec:
     cost: str = "analytic"
     profile: Path | None = None
     degrees: tuple[int, ...] = ()
-    kv_tokens: int | None = None
+    kv_tokens: int | Mapping[int, int] | None = None
 
     def cost_of(self, degree: int) -> CostModel:
         return cost_model(self.cost, CostSpec(self.model, self.hardware, degree, self.profile))
 
     def capacity(self, degree: int) -> int:
         """Tokens that an instance holds whose weights are all cut evenly (as vLLM does). UserError where none fits."""
-        if self.kv_tokens is not None:
-            return self.kv_tokens * degree
-        return kv_capacity_tokens(self.model, self.hardware, degree)
+        given = self.kv_given(degree)
+        return given if given is not None else kv_capacity_tokens(self.model, self.hardware, degree)
+
+    def kv_given(self, degree: int) -> int | None:
+        """What the user says that an instance holds; None: nothing. UserError where other degrees are given."""
+        if self.kv_tokens is None or isinstance(self.kv_tokens, int):
+            return None if self.kv_tokens is None else self.kv_tokens * degree
+        if degree not in self.kv_tokens:
+            known = ",".join(f"tp{d}={tokens}" for d, tokens in self.kv_tokens.items())
+            raise UserError(f"the KV cache is given as {known}; say what TP{degree} holds as well")
+        return self.kv_tokens[degree]
 
     @cached_property
     def fitting(self) -> tuple[int, ...]:
@@ -116,6 +124,8 @@ class SystemSpec:
         if self.degrees:
             return tuple(sorted(set(self.degrees)))
         possible = default_degrees(self.model.geometry, self.devices)
+        if isinstance(self.kv_tokens, Mapping):
+            return tuple(sorted(degree for degree in self.kv_tokens if degree <= self.devices))
         found, problem = [], None
         for degree in possible:
             try:

@@ -47,6 +47,8 @@ def test_the_result_folder_is_that_of_a_run_and_says_that_it_was_simulated(tmp_p
         (("--policy", "static:tp2", "--instances", "tp1"), "give one of them"),
         (("--max-batch-tokens", "100"), "lower the sequences to 100"),
         (("--kv-tokens", "10"), "less than one block of 16"),
+        (("--kv-tokens", "tp1=many"), "write 4000 or tp1=3750,tp2=41250"),
+        (("--kv-tokens", "tp1=4000,tp2=9000", "--instances", "tp4"), "say what TP4 holds as well"),
         (("--hardware", "h21"), "h20"),
         (("--model", "meta-llama/Llama-3.1-70B", "--hardware", "h20x1"), "does not fit h20 at TP1"),
         (("--cost", "tables"), "--profile DIR"),

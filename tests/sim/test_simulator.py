@@ -1,6 +1,7 @@
 """The loop that jumps does exactly what the engine's batcher does step by step, merges and splits included."""
 
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import pytest
@@ -82,8 +83,8 @@ def cases(draw, policies=STANDING):
     size = draw(st.sampled_from([1, 2, 4, 16]))
     seqs = draw(st.integers(1, 6))
     limits = BatchLimits(draw(st.integers(seqs, 24)), seqs, size)
-    room = size * draw(st.integers(max(2, 24 // size), max(4, 80 // size)))
     changes = policies is CHANGING
+    room = size * draw(st.integers(max(2, (48 if changes else 24) // size), max(4, (120 if changes else 80) // size)))
     degrees = draw(st.sampled_from([(1, 1), (2, 1), (1, 1, 1), (1, 1, 1, 1)] if changes else [(1,), (2, 1), (1, 1, 1)]))
     known = [d for d in (1, 2, 3, 4) if d <= sum(degrees) and (changes or d in degrees)]
     # A wide instance holds more than its parts together, as its weights take less of every device.
@@ -95,9 +96,16 @@ def cases(draw, policies=STANDING):
         system.slowdown = draw(st.sampled_from([1.0, 1.37]))
         system.token_s = draw(st.sampled_from([0.0, 1e-3]))
         system.keeps_kv = draw(st.booleans())
-    gaps = st.sampled_from([0.0, 0.0, 0.01, 0.02, 0.0137, 0.3, 3.0])
-    lengths = st.tuples(gaps, st.integers(1, 100 if changes else 40), st.integers(1, 40))
-    rows = draw(st.lists(lengths, min_size=1, max_size=14))
+    if changes:  # long requests among many short ones, so that something runs wherever instances merge and split
+        random, gaps = Random(draw(st.integers(0, 2**32))), [0.0, 0.0, 0.01, 0.0137, 0.05, 0.4]
+        long = lambda: random.randint(room - 30, 2 * room)  # noqa: E731
+        rows = [
+            (random.choice(gaps), random.choice((long(), *[random.randint(1, 16)] * 5)), random.randint(1, 40))
+            for _ in range(draw(st.integers(1, 24)))
+        ]
+    else:
+        gaps = st.sampled_from([0.0, 0.0, 0.01, 0.02, 0.0137, 0.3, 3.0])
+        rows = draw(st.lists(st.tuples(gaps, st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=14))
     at, requests = 0.0, []
     for gap, prompt, output in rows:
         at += gap

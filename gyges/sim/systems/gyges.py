@@ -290,14 +290,13 @@ def _build(
         )
     if degrees != host.degrees:
         host = host_of(spec, layout, padding, degrees)
-    given = spec.kv_tokens
     return GygesSystem(
         "gyges",
         spec.model,
         spec.hardware,
         host,
         {d: spec.cost_of(d) for d in degrees},
-        {d: host.max_tokens(d) if given is None else given * d for d in degrees},
+        {d: host.max_tokens(d) if (given := spec.kv_given(d)) is None else given for d in degrees},
         overlap=overlap,
         layers=layers,
     )
