@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,35 +72,47 @@ def prepare(setup: SimSetup) -> Prepared:
     """Raises UserError for what does not go together, and for what a file, a model or a source lacks."""
     hardware, devices = load_hardware(setup.hardware)
     model = sim_model(setup.model, setup.dtype)
-    name = setup.policy or "static"
-    policy = make_policy(name)
-    changes = policy.transforms or bool(setup.system and not setup.policy)
-    layout = layout_of(policy, devices)
-    if layout and setup.instances:
-        raise UserError(f"{name} and --instances both say which instances there are; give one of them")
-    given = layout or (parse_instances(setup.instances) if setup.instances else ())
-    if sum(given) > devices:
-        raise UserError(
-            f"{format_instances(given)} take {sum(given)} devices, and {setup.hardware} has {devices}; "
-            f"write --hardware {hardware.name}x{sum(given)} for more"
-        )
-    degrees = setup.tp_degrees or (() if changes else tuple(sorted(set(given))))
-    spec = SystemSpec(model, hardware, devices, setup.cost, setup.profile, degrees, setup.kv_tokens)
-    if not given and not changes:
-        given = (spec.fitting[0],) * (devices // spec.fitting[0])
-        spec = SystemSpec(model, hardware, devices, setup.cost, setup.profile, given[:1], setup.kv_tokens)
-    restarts = name.partition("+")[0] == "restart"
-    system = make_system(setup.system or ("gyges" if policy.transforms and not restarts else "fixed"), spec)
-    if not setup.policy and setup.system:
-        name = system.policy
-        layout = layout_of(make_policy(name), devices)
-        given = given or layout
-    if make_policy(name).transforms and not restarts:
+    name = setup.policy or ("" if setup.system else "static")  # "": the system says
+    degrees = _instances(setup, name, hardware.name, devices)
+    standing = bool(name) and not make_policy(name).transforms
+    needed = setup.tp_degrees or (tuple(sorted(set(degrees))) if standing else ())
+    spec = SystemSpec(model, hardware, devices, setup.cost, setup.profile, needed, setup.kv_tokens)
+    if standing and not degrees:
+        degrees = _all_of(spec.fitting[0], devices)
+        spec = replace(spec, degrees=degrees[:1])
+    system = make_system(setup.system or _default_system(name), spec)
+    name = name or system.policy
+    if make_policy(name).transforms and not _restarts(name):
         _check_that_it_changes(system)
-    lowest = system.degrees[0]
-    given = given or (lowest,) * (devices // lowest)
+    degrees = degrees or _instances(setup, name, hardware.name, devices) or _all_of(system.degrees[0], devices)
     limits = BatchLimits(setup.max_batch_tokens, setup.max_seqs, setup.block_size or system.block_size)
-    return Prepared(system, given, limits, name, facts_of(system, name, given, devices, limits, spec))
+    return Prepared(system, degrees, limits, name, facts_of(system, name, degrees, devices, limits, spec))
+
+
+def _instances(setup: SimSetup, policy: str, hardware: str, devices: int) -> tuple[int, ...]:
+    """TP degrees that the policy or the user says; empty: nobody does."""
+    layout = layout_of(make_policy(policy), devices) if policy else ()
+    if layout and setup.instances:
+        raise UserError(f"{policy} and --instances both say which instances there are; give one of them")
+    degrees = layout or (parse_instances(setup.instances) if setup.instances else ())
+    if sum(degrees) > devices:
+        raise UserError(
+            f"{format_instances(degrees)} take {sum(degrees)} devices, and {setup.hardware} has {devices}; "
+            f"write --hardware {hardware}x{sum(degrees)} for more"
+        )
+    return degrees
+
+
+def _all_of(degree: int, devices: int) -> tuple[int, ...]:
+    return (degree,) * (devices // degree)
+
+
+def _restarts(policy: str) -> bool:
+    return policy.partition("+")[0] == "restart"
+
+
+def _default_system(policy: str) -> str:
+    return "gyges" if make_policy(policy).transforms and not _restarts(policy) else "fixed"
 
 
 def _check_that_it_changes(system: System) -> None:

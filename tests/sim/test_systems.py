@@ -9,6 +9,8 @@ from gyges.errors import UnknownNameError, UserError
 from gyges.scheduling.specification import make_policy
 from gyges.sim.hardware import load_hardware
 from gyges.sim.models import sim_model
+from gyges.sim.setup import SimSetup, prepare
+from gyges.sim.simulator import SimRequest
 from gyges.sim.system import SYSTEMS, SystemPrices, SystemSpec, make_system
 from gyges.transform.price import bytes_to_move
 
@@ -174,3 +176,14 @@ def test_what_is_neither_a_merge_nor_a_split_has_no_price(made):
         made("gyges").switch((1, 1), (1, 1), (0, 0))
     with pytest.raises(UserError, match="TP3 is not among"):
         made("gyges").switch((1, 2), (3,), (0, 0))
+
+
+@pytest.mark.parametrize("name", SYSTEMS.names())
+def test_every_system_serves_a_mixed_trace_with_the_policy_that_it_is_meant_for(name):
+    prepared = prepare(SimSetup(system=name))
+    requests = [SimRequest(0.5 * i, 150_000 if i % 30 == 7 else 1000, 40) for i in range(90)]
+    result = prepared.simulator().run(requests)
+    for record in result.records:
+        assert record.status == "completed" or (record.status == "rejected" and "KV cache" in record.reason)
+    assert prepared.facts["policy"] == prepared.system.policy
+    assert all(event.end_s >= event.start_s >= event.asked_s for event in result.transformations)
