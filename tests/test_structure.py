@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # package -> project packages it may import (besides errors, registry, version, core, config)
 ALLOWED = {
     "gyges/scheduling": {"gyges.scheduling", "gyges.kv_cache"},
-    "gyges/kv_cache": {"gyges.kv_cache", "gyges.memory"},
+    "gyges/kv_cache": {"gyges.kv_cache", "gyges.memory", "gyges.kernels"},
     "gyges/memory": {"gyges.memory"},
     "gyges/parallel": {"gyges.parallel"},
     "gyges/kernels": {"gyges.kernels"},

@@ -99,23 +99,17 @@ def _worker(setup: dict[str, Any]) -> list[float]:
         def reduce() -> Any:
             return comm.all_reduce(mine)
     else:
-        from datetime import timedelta
+        from gyges.parallel.process_group import ProcessGroups
 
-        import torch.distributed as dist
-
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{setup['store']}",
-            rank=rank,
-            world_size=workers,
-            timeout=timedelta(seconds=_COLLECTIVE_TIMEOUT_S),
+        groups = ProcessGroups(
+            setup["backend"], setup["store"], rank, workers, (), mine.device, timeout_s=_COLLECTIVE_TIMEOUT_S
         )
+        group = groups.comm(tuple(range(workers)))
         held = mine.clone()
 
         def reduce() -> Any:
             held.copy_(mine)  # in place: without this the sums would grow without bound
-            dist.all_reduce(held)
-            return held
+            return group.all_reduce(held)
 
     seconds = []
     for call in range(_WARM_UP + setup["calls"]):

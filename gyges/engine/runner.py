@@ -105,7 +105,8 @@ class ModelRunner:
 
     def _place(self, side: KVSide) -> Place:
         where = self.device.ranges[side.range]
-        return Place(KVView.over(where, side.geometry, side.layout.kv_shards, self.dtype), side.layout)
+        view = KVView.over(where, side.geometry, side.layout.kv_shards, self.dtype, self.decoder.kernels)
+        return Place(view, side.layout)
 
     def _view_ffn(self, layers: Iterable[int]) -> None:
         """The FFN shards that :attr:`layout` computes, wherever they lie now."""

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gyges.kv_cache.layouts import KVGeometry
 from gyges.memory.base import AddressRange
 
+if TYPE_CHECKING:
+    import torch
+
+    from gyges.kernels.base import KernelSet, PagedCache
+
 
 @dataclass(slots=True)
 class KVView:
-    """``flat`` spans the whole range (touch only mapped blocks); ``flat_np`` is the same memory for numba, bfloat16 as
-    its bits in uint16. ``head_offsets`` [local KV heads], ``block_offsets`` [block ids]: element offsets."""
+    """``paged`` spans the whole range (touch only mapped blocks). ``block_offsets`` int64 [block ids]: element offsets."""
 
     geometry: KVGeometry
-    flat: torch.Tensor
-    flat_np: np.ndarray
-    head_offsets: np.ndarray
+    paged: PagedCache
     block_offsets: np.ndarray
 
     @classmethod
-    def over(cls, where: AddressRange, geometry: KVGeometry, shards: range, dtype: torch.dtype) -> KVView:
+    def over(
+        cls, where: AddressRange, geometry: KVGeometry, shards: range, dtype: torch.dtype, kernels: KernelSet
+    ) -> KVView:
         elements = where.num_pages * geometry.page_bytes // geometry.item_size
-        flat = where.tensor(dtype, (elements,))
-        flat_np = flat.view(torch.uint16).numpy() if dtype == torch.bfloat16 else flat.numpy()
+        paged = kernels.cache(
+            where.tensor(dtype, (elements,)),
+            np.array(geometry.head_offsets(shards), np.int64),
+            geometry.strides["kv"],
+            geometry.strides["token"],
+            geometry.block_size,
+        )
         num_blocks = geometry.num_groups * geometry.blocks_per_group
         group, inside = np.divmod(np.arange(num_blocks), geometry.blocks_per_group)
         offsets = group * geometry.strides["group"] + inside * geometry.strides["block"]
-        return cls(geometry, flat, flat_np, np.array(geometry.head_offsets(shards), np.int64), offsets)
+        return cls(geometry, paged, offsets)
 
     def layer_base(self, layer: int) -> int:
         return layer * self.geometry.strides["layer"]

@@ -9,14 +9,15 @@ G query heads per local KV head, B decode rows, T context length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from gyges.core import ModelGeometry
-from gyges.kernels import cpu as kernels
+from gyges.kernels.base import KernelSet
+from gyges.kernels.sets import make_kernels
 from gyges.kv_cache.view import KVView
 from gyges.models.config import DecoderConfig
 from gyges.models.rope import cos_sin_table
@@ -31,12 +32,7 @@ class PrefillChunk:
 
     rows: slice
     start: int
-    table: np.ndarray
-
-    @property
-    def length(self) -> int:
-        """Context length once this chunk is written."""
-        return self.start + self.rows.stop - self.rows.start
+    table: Any
 
 
 @dataclass(slots=True)
@@ -46,16 +42,31 @@ class AttentionPart:
     rows: int64 [M], which of the step's tokens; None: all of them, in order.   kv, layout: where, and which heads, here.
     positions, slots: int64 [M]; a slot is the element offset of the token's place in its block.
     tables: int64 [B, max blocks] block offsets; lengths: int64 [B] context lengths, the new token included.
+
+    Indices come as numpy arrays; :meth:`on` turns them into what the decoder's kernels take, once per step.
     """
 
     rows: torch.Tensor | None
     kv: KVView
     layout: ParallelLayout
-    positions: np.ndarray
-    slots: np.ndarray
-    tables: np.ndarray
-    lengths: np.ndarray
+    positions: Any
+    slots: Any
+    tables: Any
+    lengths: Any
     chunks: list[PrefillChunk] = field(default_factory=list)
+
+    def on(self, kernels: KernelSet) -> AttentionPart:
+        """The same part in the kernels' array type, on their device."""
+        array = kernels.array
+        return replace(
+            self,
+            rows=None if self.rows is None else self.rows.to(kernels.device),
+            positions=array(self.positions),
+            slots=array(self.slots),
+            tables=array(self.tables),
+            lengths=array(self.lengths),
+            chunks=[replace(chunk, table=array(chunk.table)) for chunk in self.chunks],
+        )
 
 
 @dataclass(slots=True)
@@ -71,13 +82,23 @@ class StepBatch:
     parts: list[AttentionPart]
     sample_rows: torch.Tensor | None = None
 
+    def on(self, kernels: KernelSet) -> StepBatch:
+        """The same step as :meth:`Decoder.run` takes it."""
+        rows = None if self.sample_rows is None else self.sample_rows.to(kernels.device)
+        return StepBatch(self.tokens.to(kernels.device), [part.on(kernels) for part in self.parts], rows)
+
 
 class Decoder:
     """Forward passes over weights that somebody else placed."""
 
-    def __init__(self, config: DecoderConfig, geometry: ModelGeometry, max_positions: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, geometry: ModelGeometry, max_positions: int, kernels: KernelSet | None = None
+    ) -> None:
+        """``kernels``: those of the device that weights and cache are on; None: the CPU's."""
         self.config, self.geometry = config, geometry
-        self.cos, self.sin = cos_sin_table(config.rope, config.head_dim, config.max_position, max_positions)
+        self.kernels = kernels or make_kernels(torch.device("cpu"))
+        tables = cos_sin_table(config.rope, config.head_dim, config.max_position, max_positions)
+        self.cos, self.sin = (self.kernels.array(table) for table in tables)
         self.scale = config.head_dim**-0.5
 
     def forward(
@@ -87,6 +108,10 @@ class Decoder:
 
         ``layout``: of FFN and LM head; that of attention comes with each part.
         """
+        return self.run(weights, batch.on(self.kernels), layout, comm)
+
+    def run(self, weights: DecoderWeights, batch: StepBatch, layout: ParallelLayout, comm: Comm) -> torch.Tensor | None:
+        """:meth:`forward` of a batch that is on the device already: kernels alone, so a CUDA graph can capture it."""
         x_NC = F.embedding(batch.tokens, weights.embed)
         for index, layer in enumerate(weights.layers):
             own = layer.tensors
@@ -109,13 +134,7 @@ class Decoder:
         return [len(rank.vocab_rows(self.geometry)) for rank in ranks]
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMS norm over the last axis. torch's is half a dozen passes; in fp32 the kernel makes one."""
-        if x.dtype != torch.float32 or not x.is_contiguous():
-            return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
-        out = torch.empty_like(x)
-        size = x.shape[-1]
-        kernels.rms_norm(x.view(-1, size).numpy(), weight.numpy(), self.config.rms_norm_eps, out.view(-1, size).numpy())
-        return out
+        return self.kernels.rms_norm(x, weight, self.config.rms_norm_eps)
 
     def _attend(self, layer: LayerWeights, x_NC: torch.Tensor, batch: StepBatch, index: int) -> torch.Tensor:
         """This worker's share of the attention output, [N, C]; zero for tokens that it holds nothing of."""
@@ -140,54 +159,23 @@ class Decoder:
             q_NHD = self._norm(q_NHD, own["q_norm"])
             kv_NS2PD[:, :, 0] = self._norm(kv_NS2PD[:, :, 0], own["k_norm"])
 
-        q_NHD, kv_NS2PD = q_NHD.float(), kv_NS2PD.float()
-        base = kv.layer_base(index)
-        strides = kv.geometry.strides
-        where = (kv.flat_np, base)
-        kernels.rope_write(
-            q_NHD.numpy(), kv_NS2PD.numpy(), self.cos, self.sin, batch.positions, batch.slots, *where,
-            kv.head_offsets, strides["kv"],
-        )  # fmt: skip
-
+        kernels, base = self.kernels, kv.layer_base(index)
+        q_NHD = kernels.rope_write(q_NHD, kv_NS2PD, self.cos, self.sin, batch.positions, batch.slots, kv.paged, base)
         out_NHD = torch.empty_like(q_NHD)
-        b, local = len(batch.lengths), len(kv.head_offsets)
+        b, local = len(batch.lengths), len(kv.paged.heads)
         if b:
             group = (b, local, len(heads) // local, d)
             kernels.decode_attention(
-                q_NHD[:b].view(group).numpy(), *where, batch.tables, batch.lengths, kv.head_offsets, strides["kv"],
-                strides["token"], kv.geometry.block_size, self.scale, out_NHD[:b].view(group).numpy(),
-            )  # fmt: skip
+                q_NHD[:b].view(group), kv.paged, base, batch.tables, batch.lengths, self.scale, out_NHD[:b].view(group)
+            )
         for chunk in batch.chunks:
-            out_NHD[chunk.rows] = self._prefill_attention(q_NHD[chunk.rows], chunk, kv, base)
+            kernels.prefill_attention(
+                q_NHD[chunk.rows], kv.paged, base, chunk.table, chunk.start, self.scale, out_NHD[chunk.rows]
+            )
         return project(out_NHD.view(n, -1).to(x_NC.dtype), own["wo"][:, rows])
 
-    def _prefill_attention(self, q_NHD: torch.Tensor, chunk: PrefillChunk, kv: KVView, base: int) -> torch.Tensor:
-        n, t, g = q_NHD.shape[0], chunk.length, kv.geometry
-        context = torch.empty((2, len(kv.head_offsets), t, self.config.head_dim), dtype=kv.flat.dtype)
-        raw = context.view(torch.uint16) if context.dtype == torch.bfloat16 else context
-        kernels.gather_context(
-            kv.flat_np,
-            base,
-            chunk.table,
-            t,
-            kv.head_offsets,
-            g.strides["kv"],
-            g.strides["token"],
-            g.block_size,
-            raw.numpy(),
-        )
-        k, v = context.float()[:, None]
-        mask = None
-        if chunk.start:
-            hidden = torch.arange(t)[None, :] > chunk.start + torch.arange(n)[:, None]
-            mask = torch.zeros(n, t).masked_fill_(hidden, -torch.inf)
-        out = F.scaled_dot_product_attention(
-            q_NHD.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=True
-        )
-        return out[0].transpose(0, 1)
-
     def _ffn(self, layer: LayerWeights, x_NC: torch.Tensor) -> torch.Tensor:
-        narrow = len(x_NC) <= NARROW
+        narrow = len(x_NC) <= NARROW and x_NC.device.type == "cpu"
         total: torch.Tensor | None = None
         for shard in layer.ffn:
             bias = None
@@ -217,7 +205,7 @@ NARROW_ALONE = 48
 
 def project(x_NK: torch.Tensor, weight_MK: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ weight^T + bias``, contiguous [N, M]."""
-    if len(x_NK) > NARROW_ALONE:
+    if len(x_NK) > NARROW_ALONE or x_NK.device.type != "cpu":
         return F.linear(x_NK, weight_MK, bias)
     out = torch.mm(weight_MK, x_NK.t()).t().contiguous()
     return out if bias is None else out.add_(bias)

@@ -139,12 +139,6 @@ class _TimedDecoder(Decoder):
         self.watch.leave()
         return out
 
-    def _prefill_attention(self, *args: Any) -> torch.Tensor:
-        self.watch.enter("attention")
-        out = super()._prefill_attention(*args)
-        self.watch.leave()
-        return out
-
     def _ffn(self, *args: Any) -> torch.Tensor:
         self.watch.enter("gate_up_proj")
         out = super()._ffn(*args)
@@ -173,7 +167,7 @@ def instrument(runner: ModelRunner) -> Stopwatch:
     runner.comm = _TimedComm(runner.comm, watch)
 
     patched: Any = decoder_module
-    project, functional, kernels = patched.project, patched.F, patched.kernels
+    project, functional = patched.project, patched.F
 
     def silu(x: torch.Tensor) -> torch.Tensor:
         watch.enter("act_fn")
@@ -184,7 +178,8 @@ def instrument(runner: ModelRunner) -> Stopwatch:
 
     patched.project = lambda *args: decoder.project(project, *args)
     patched.F = _Module(functional, embedding=watch.around("embedding", functional.embedding), silu=silu)
-    patched.kernels = _Module(kernels, decode_attention=watch.around("attention", kernels.decode_attention))
+    for name in ("decode_attention", "prefill_attention"):
+        setattr(decoder.kernels, name, watch.around("attention", getattr(decoder.kernels, name)))
     other: Any = runner_module
     other.sample = watch.around("sampler", other.sample)
     return watch

@@ -3,43 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from paged import ALL, DIM, Cache
 
-from gyges.core import ModelGeometry
 from gyges.kernels import cpu, reference
-from gyges.kv_cache.layouts import LAYOUTS, KVGeometry
-
-LAYERS, DIM, BLOCKS = 2, 16, 24
-
-
-def raw(cache: torch.Tensor) -> np.ndarray:
-    return cache.view(torch.uint16).numpy() if cache.dtype == torch.bfloat16 else cache.numpy()
-
-
-class Cache:
-    """A cache of random values in one layout, on a worker that holds ``shards`` of 4."""
-
-    def __init__(self, layout: str, dtype: torch.dtype, *, shards: range = range(4), heads_per_shard: int = 1, block=7):
-        item = 2 if dtype == torch.bfloat16 else 4
-        model = ModelGeometry(LAYERS, 64, 8, 4 * heads_per_shard, DIM, 64, 64, item, False)
-        self.geometry = KVGeometry.build(
-            LAYOUTS.get(layout), model, block_size=block, num_shards=4, local_shards=len(shards), num_blocks=BLOCKS,
-            page_bytes=4096,
-        )  # fmt: skip
-        generator = torch.Generator().manual_seed(7)
-        self.flat = torch.randn(self.geometry.range_pages * 4096 // item, generator=generator).to(dtype)
-        self.heads = np.array(self.geometry.head_offsets(shards), np.int64)
-        order = torch.randperm(BLOCKS, generator=generator).tolist()
-        self.offsets = np.array([self.geometry.block_offset(b) for b in order], np.int64)
-        self.base = self.geometry.strides["layer"]  # layer 1
-        self.strides = (self.geometry.strides["kv"], self.geometry.strides["token"], self.geometry.block_size)
-
-    def context(self, table: np.ndarray, length: int) -> torch.Tensor:
-        return reference.context(
-            self.flat, self.base, torch.from_numpy(table), length, torch.from_numpy(self.heads), *self.strides, DIM
-        )
-
-
-ALL = [(name, dtype) for name in LAYOUTS.names() for dtype in (torch.float32, torch.bfloat16)]
+from gyges.kernels.cpu_set import raw
 
 
 @pytest.mark.parametrize(("layout", "dtype"), ALL)
