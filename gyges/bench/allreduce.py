@@ -89,6 +89,7 @@ def _worker(setup: dict[str, Any]) -> list[float]:
     torch.set_num_threads(1)
     rank, workers = setup["rank"], setup["workers"]
     mine = torch.full((setup["bytes"] // 4,), float(rank + 1))
+    groups = None
     if setup["backend"] == "shm":
         from gyges.parallel.arena import SharedArena
         from gyges.parallel.shm import ShmComm
@@ -120,6 +121,8 @@ def _worker(setup: dict[str, Any]) -> list[float]:
         elif not call:
             expected = float(math.comb(workers + 1, 2))
             assert bool((total == expected).all()), f"the sum is {total[0]}, expected {expected}"
+    if groups is not None:
+        groups.close()
     return seconds
 
 
