@@ -172,6 +172,24 @@ def _loongserve_throughput() -> str:
     return f"{whole.end_s / elastic.end_s:.2f} times"
 
 
+@_compares(
+    "loongserve",
+    "throughput of 4 devices as one pipeline, one pipeline that drains, one ring, against 4 instances",
+    "Qwen2.5-32B, 4 H20, 400 requests of 1,000 + 100 tokens at once",
+    "-43.5 % for dynamic PP and SP (Gyges paper)",
+    "a pipeline without bubbles and a ring lose overheads alone and batch more at once; bubbles cost what the paper finds",
+    simulated=True,
+)
+def _groups_against_instances() -> str:
+    requests, spec = _requests(np.zeros(400), 1000, 100), _spec("Qwen/Qwen2.5-32B", "h20", 4)
+    apart = _run(make_system("fixed", spec), requests, 4, "static:tp1")
+    grouped = [
+        _run(make_system(name, spec), requests, 4, "static:tp4")
+        for name in ("kunserve", "kunserve+flush=on", "loongserve")
+    ]
+    return ", ".join(f"{100 * (apart.end_s / each.end_s - 1):+.1f} %" for each in grouped)
+
+
 # -- Seesaw -----------------------------------------------------------------------------------------------------------------
 
 

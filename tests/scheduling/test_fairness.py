@@ -9,7 +9,7 @@ from scheduling.abstract_host import MAX_TOKENS, AbstractHost, Fate
 
 from gyges.scheduling.specification import make_policy
 
-TRANSFORMING = ["gyges", "gyges:paper", "on-demand", "rr", "llf"]
+TRANSFORMING = ["gyges", "gyges:paper", "on-demand", "rr", "llf", "pressure", "elastic+share=8", "by-load+dwell=5"]
 GYGES = ["gyges", "gyges:paper", "gyges+cost=off", "gyges+reserve=off+hysteresis=off", "gyges+partial=off"]
 LONGEST = max(MAX_TOKENS.values())
 

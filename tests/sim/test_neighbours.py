@@ -12,6 +12,7 @@ from gyges.sim.cost.base import StepShape
 from gyges.sim.hardware import load_hardware
 from gyges.sim.models import kv_capacity_tokens, memory_budget, sim_model
 from gyges.sim.papers import COMPARISONS
+from gyges.sim.setup import SimSetup, prepare
 from gyges.sim.survey import survey
 from gyges.sim.system import SYSTEMS, BaseSystem, SystemSpec, make_system
 from gyges.sim.systems.exchange import kv_exchange, weights_to_gather
@@ -157,6 +158,8 @@ def test_shift_is_one_instance_that_holds_the_weights_in_both_forms():
     assert system.policy == "static:tp8"
     with pytest.raises(UserError, match="cannot change"):
         system.switch((8,), (4, 4), [0])
+    with pytest.raises(UserError, match="at least two"):
+        make_system("shift", SystemSpec(QWEN, H20, 8, degrees=(1,)))
     small = SystemSpec(sim_model("meta-llama/Llama-3.1-70B"), H20, 2)
     with pytest.raises(UserError, match="no room for the weights in both forms"):
         make_system("shift", small)
@@ -185,12 +188,34 @@ def test_a_model_that_needs_two_devices_has_groups_of_twos():
         assert system.costs[2].step_s(ONE) == make_system("seesaw", spec).costs[2].step_s(ONE), "two devices are TP2"
 
 
-def test_room_that_is_given_is_what_a_device_with_all_weights_has():
+def test_the_lowest_degree_that_holds_the_model_is_a_member_whatever_instances_are_asked_for():
+    four = SystemSpec(QWEN, H20, 8, degrees=(4,))
+    for name in ("kunserve", "loongserve", "flying", "pipelive"):
+        system, plain = make_system(name, four), make_system(name, SPEC)
+        assert (system.kv_tokens[4], system.costs[4].step_s(ONE)) == (plain.kv_tokens[4], plain.costs[4].step_s(ONE))
+        assert make_system(f"{name}+tp=2", SPEC).degrees == (2, 4, 8)
+        with pytest.raises(UserError, match="a multiple of 2 devices, not 3, 4"):
+            make_system(f"{name}+tp=2", SystemSpec(QWEN, H20, 8, degrees=(3, 4)))
+
+
+def test_room_that_is_given_is_what_a_device_with_all_weights_has_or_an_instance_of_its_degree():
     spec = SystemSpec(QWEN, H20, 8, kv_tokens=1000)
     for name in ("kunserve", "loongserve", "flying"):
         assert make_system(name, spec).kv_tokens[1] == 1000
     assert make_system("kunserve", spec).kv_tokens[2] == 2000 + int(WEIGHTS / TOKEN)
     assert make_system("loongserve", spec).kv_tokens[8] == 8000
+    given = {1: 3750, 2: 41250, 4: 120500}
+    for name in ("kunserve", "loongserve", "flying", "pipelive", "seesaw", "restart"):
+        assert make_system(name, SystemSpec(QWEN, H20, 4, kv_tokens=given)).kv_tokens == given
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_system_is_served_by_its_own_scheduler_unless_another_is_asked_for(name):
+    prepared = prepare(SimSetup(model="Qwen/Qwen2.5-32B", hardware="h20x8", system=name))
+    assert prepared.policy == make_system(name, SPEC).policy
+    assert sum(prepared.degrees) == 8
+    other = "static:tp8" if name == "shift" else "static"
+    assert prepare(SimSetup(model="Qwen/Qwen2.5-32B", hardware="h20x8", system=name, policy=other)).policy == other
 
 
 def test_pipelines_and_rings_are_priced_from_the_roofline_alone():

@@ -13,8 +13,8 @@ All devices copy at once, in both directions; the slowest one decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from gyges.errors import UserError
 from gyges.sim.cost.analytic import AnalyticCost
@@ -67,10 +67,33 @@ def check_switch(name: str, before: tuple[int, ...], after: tuple[int, ...], deg
         )
 
 
-def groups_of(spec: SystemSpec) -> tuple[int, ...]:
-    """Devices of an instance, ascending: the lowest TP degree that holds a copy of the model, and its multiples."""
-    base = spec.fitting[0]
-    return tuple(degree for degree in spec.fitting if degree % base == 0)
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Instances made of members. ``base``: TP degree of a member, which holds a copy of the weights.   degrees: devices,
+    ascending."""
+
+    spec: SystemSpec
+    base: int
+    degrees: tuple[int, ...]
+
+    def rooms(self, room: Callable[[int], int]) -> dict[int, int]:
+        """Tokens of KV cache by devices: ``room`` of so many, unless the user has said it degree by degree."""
+        if isinstance(self.spec.kv_tokens, Mapping):
+            return {degree: self.spec.capacity(degree) for degree in self.degrees}
+        return {degree: room(degree) for degree in self.degrees}
+
+
+def groups_of(spec: SystemSpec, tp: float = 0) -> Groups:
+    """``tp``: of a member; 0: the lowest that holds the model. Raises UserError for instances that no members add up to."""
+    base = int(tp) or replace(spec, degrees=()).fitting[0]
+    spec.capacity(base)  # says why a member cannot be
+    degrees = tuple(degree for degree in spec.fitting if degree % base == 0)
+    if not degrees or (spec.degrees and len(degrees) < len(spec.fitting)):
+        raise UserError(
+            f"{spec.model.name} takes TP{base} on {spec.hardware.name} for a copy of its weights: instances have a multiple of "
+            f"{base} devices, not {', '.join(map(str, spec.fitting))}"
+        )
+    return Groups(spec, base, degrees)
 
 
 def analytic_cost(spec: SystemSpec, name: str, degree: int) -> AnalyticCost:

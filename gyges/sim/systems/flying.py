@@ -44,18 +44,17 @@ class Flying(BaseSystem):
 @described(
     Source("Flying Serving", "2602.22593", "Picomp-lab/Flying-Serving", "TP as views of whole weights, nothing moves")
 )
-def flying(spec: SystemSpec, *, keep: bool = False) -> Flying:
-    """See the module. ``keep``: requests under way keep their KV cache."""
-    degrees = groups_of(spec)
-    base, model = degrees[0], spec.model
-    room = spec.capacity(base) * model.kv_bytes_per_token(base)  # bytes of a device
+def flying(spec: SystemSpec, *, keep: bool = False, tp: float = 0) -> Flying:
+    """See the module. ``keep``: requests under way keep their KV cache.   tp: of a member; 0: the lowest possible."""
+    groups, model = groups_of(spec, tp), spec.model
+    room = spec.capacity(groups.base) * model.kv_bytes_per_token(groups.base)  # bytes of a device
     return Flying(
         "flying",
         model,
         spec.hardware,
-        degrees,
-        {d: spec.cost_of(d) for d in degrees},
-        {d: room // model.kv_bytes_per_token(d) for d in degrees},
+        groups.degrees,
+        {d: spec.cost_of(d) for d in groups.degrees},
+        groups.rooms(lambda d: room // model.kv_bytes_per_token(d)),
         "by-load",
         keep=keep,
     )

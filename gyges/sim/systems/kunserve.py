@@ -27,7 +27,14 @@ from collections.abc import Sequence
 from gyges.sim.cost.base import CostModel
 from gyges.sim.cost.pipeline import PipelineCost
 from gyges.sim.system import SYSTEMS, BaseSystem, Switch, SystemSpec
-from gyges.sim.systems.exchange import analytic_cost, check_switch, groups_of, kv_exchange, weights_to_gather
+from gyges.sim.systems.exchange import (
+    Groups,
+    analytic_cost,
+    check_switch,
+    groups_of,
+    kv_exchange,
+    weights_to_gather,
+)
 from gyges.sim.systems.sources import Source, described
 
 REMAP_S = 5e-3  # section 4.1
@@ -60,36 +67,27 @@ class KunServe(BaseSystem):
         )
 
 
-def pipelines(spec: SystemSpec, name: str, *, flush: bool) -> dict[int, CostModel]:
-    """Costs by devices: the lowest degree as it is, pipelines of it above."""
-    degrees = groups_of(spec)
-    base = analytic_cost(spec, name, degrees[0])
-    return {d: PipelineCost(base, d // base.degree, flush=flush) if d > base.degree else base for d in degrees}
+def pipelines(groups: Groups, name: str, *, flush: bool = False) -> dict[int, CostModel]:
+    """Costs by devices: one member as it is, pipelines of several."""
+    base = analytic_cost(groups.spec, name, groups.base)
+    return {d: PipelineCost(base, d // groups.base, flush=flush) if d > groups.base else base for d in groups.degrees}
 
 
-def pipeline_kv_tokens(spec: SystemSpec) -> dict[int, int]:
-    """Tokens by devices. A group of n instances has the room of n and the memory of n - 1 copies of the weights.
-
-    Of instances with their weights whole: ``capacity`` tokens, so that rounding there is rounding here.
-    """
-    degrees = groups_of(spec)
-    base, one = degrees[0], spec.capacity(degrees[0])
+def pipeline_kv_tokens(groups: Groups) -> dict[int, int]:
+    """Tokens by devices. A group of n members has the room of n and the memory of n - 1 copies of the weights."""
+    spec, one = groups.spec, groups.spec.capacity(groups.base)
     copy = spec.model.weight_bytes() / spec.model.geometry.kv_bytes_per_token  # the tokens in whose place a copy lies
-    return {d: d // base * one + int((d // base - 1) * copy) for d in degrees}
+    return groups.rooms(lambda d: d // groups.base * one + int((d // groups.base - 1) * copy))
 
 
 @SYSTEMS.register("kunserve")
 @described(
     Source("KunServe", "2412.18169", "SJTU-IPADS/kunserve", "replicated layers dropped, groups run as pipelines")
 )
-def kunserve(spec: SystemSpec, *, flush: bool = False) -> KunServe:
-    """See the module. ``flush``: the pipeline is drained in steps that compute prompts."""
+def kunserve(spec: SystemSpec, *, flush: bool = False, tp: float = 0) -> KunServe:
+    """See the module. ``flush``: pipelines drain in steps that compute prompts.   tp: of a stage; 0: the lowest possible."""
+    groups = groups_of(spec, tp)
+    costs = pipelines(groups, "kunserve", flush=flush)
     return KunServe(
-        "kunserve",
-        spec.model,
-        spec.hardware,
-        groups_of(spec),
-        pipelines(spec, "kunserve", flush=flush),
-        pipeline_kv_tokens(spec),
-        "pressure",
+        "kunserve", spec.model, spec.hardware, groups.degrees, costs, pipeline_kv_tokens(groups), "pressure"
     )

@@ -52,12 +52,22 @@ class LoongServe(BaseSystem):
 @described(
     Source("LoongServe", "2404.09526", "LoongServe/LoongServe", "sequence parallelism by iteration, weights stay")
 )
-def loongserve(spec: SystemSpec, *, reactive: bool = False) -> LoongServe:
-    """See the module. ``reactive``: a split moves the KV cache of what decoded in the group."""
-    degrees = groups_of(spec)
-    member = analytic_cost(spec, "loongserve", degrees[0])
+def loongserve(spec: SystemSpec, *, reactive: bool = False, tp: float = 0) -> LoongServe:
+    """See the module. ``reactive``: a split moves the KV cache of what decoded in the group.   tp: of a member; 0: the lowest
+    possible."""
+    groups = groups_of(spec, tp)
+    member = analytic_cost(spec, "loongserve", groups.base)
     costs: dict[int, CostModel] = {
-        d: RingCost(member, d // member.degree) if d > member.degree else member for d in degrees
+        d: RingCost(member, d // groups.base) if d > groups.base else member for d in groups.degrees
     }
-    room = {d: d // member.degree * spec.capacity(member.degree) for d in degrees}
-    return LoongServe("loongserve", spec.model, spec.hardware, degrees, costs, room, "elastic", reactive=reactive)
+    one = spec.capacity(groups.base)
+    return LoongServe(
+        "loongserve",
+        spec.model,
+        spec.hardware,
+        groups.degrees,
+        costs,
+        groups.rooms(lambda d: d // groups.base * one),
+        "elastic",
+        reactive=reactive,
+    )

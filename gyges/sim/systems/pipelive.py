@@ -58,7 +58,8 @@ class PipeLive(BaseSystem):
 
 @SYSTEMS.register("pipelive")
 @described(Source("PipeLive", "2604.12171", "", "layers move between pipeline stages while they run"))
-def pipelive(spec: SystemSpec) -> PipeLive:
-    """See the module."""
-    costs = pipelines(spec, "pipelive", flush=False)
-    return PipeLive("pipelive", spec.model, spec.hardware, groups_of(spec), costs, pipeline_kv_tokens(spec), "gyges")
+def pipelive(spec: SystemSpec, *, tp: float = 0) -> PipeLive:
+    """See the module. ``tp``: of a stage; 0: the lowest possible."""
+    groups = groups_of(spec, tp)
+    costs = pipelines(groups, "pipelive")
+    return PipeLive("pipelive", spec.model, spec.hardware, groups.degrees, costs, pipeline_kv_tokens(groups), "gyges")

@@ -80,9 +80,14 @@ def _groups(spec: SystemSpec, degree: int, tp: int) -> int:
 
 @SYSTEMS.register("shift")
 @described(Source("Shift Parallelism", "2509.16495", "snowflakedb/ArcticInference", "SP or TP by the tokens of a step"))
-def shift(spec: SystemSpec, *, threshold: float = 256.0, tp: float = 0.0) -> BaseSystem:
+def shift(spec: SystemSpec, *, threshold: float = 256.0, tp: float = 0) -> BaseSystem:
     """See the module. ``tp``: of the sequence parallel form; 0: chosen."""
     degree = spec.fitting[-1]
+    if degree == 1:
+        raise UserError(
+            "Shift Parallelism serves with one instance of at least two devices: leave the scheduler to the system, or say how "
+            "many with static:tp8 or --tp-degrees 8"
+        )
     group = _groups(spec, degree, int(tp))
     few, member = (analytic_cost(spec, "shift", d) for d in (degree, group))
     if spec.kv_tokens is None:
