@@ -10,6 +10,7 @@ import typer
 from cli.option_groups import takes
 from cli.output import JsonOption, emit, human_console
 from cli.trace_options import build_trace_options
+from gyges.errors import UserError
 from workloads.options import TraceOptions
 
 app = typer.Typer(
@@ -141,25 +142,46 @@ def validate(
 
 
 @app.command(
-    epilog="Example:  [cyan]gyges profile --out profile[/cyan]   "
-    "[cyan]gyges bench run --devices 1 --rate-scale 0.5 --out run[/cyan]   [cyan]gyges sim agree run --profile profile[/cyan]",
+    epilog="Examples:  [cyan]gyges sim agree --measure --out agreement[/cyan]   "
+    "[cyan]gyges profile --out profile[/cyan]   [cyan]gyges bench run --devices 1 --time-scale 2 --out run[/cyan]   "
+    "[cyan]gyges sim agree run --profile profile[/cyan]",
 )
 def agree(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Result folder of gyges bench run, without merges and splits.")
-    ],
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Result folder of gyges bench run.")] = None,
     profile: Annotated[
-        Path, typer.Option("--profile", metavar="DIR", help="What gyges profile wrote on that machine.")
-    ],
+        Path | None, typer.Option("--profile", metavar="DIR", help="What gyges profile wrote on that machine.")
+    ] = None,
+    transform_bench: Annotated[
+        Path | None,
+        typer.Option(
+            "--transform-bench",
+            metavar="DIR",
+            help="Of gyges bench transform: what the pauses of a run that merges and splits should be.",
+        ),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure first, about three minutes on a quiet machine: profile, pauses, runs."),
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With --measure: see that it works.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-sim-agree]")
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Simulate a run of this project's engine from a profile of it, and print the signed errors of the simulation."""
-    from cli.sim_agree import agree_command
+    from cli.sim_agree import agree_command, measure_command
 
-    document = agree_command(human_console(json), run, profile, out)
+    if measure:
+        if run or profile or transform_bench:
+            raise UserError("--measure makes its own profile and runs; leave out RUN, --profile and --transform-bench")
+        document = measure_command(human_console(json), out, quick=quick)
+    else:
+        if not run or not profile:
+            raise UserError("give a run and --profile, or --measure to make both")
+        if quick:
+            raise UserError("--quick shortens what --measure does; give both")
+        document = agree_command(human_console(json), run, profile, transform_bench, out)
     if json:
         emit(document)
 
@@ -184,3 +206,46 @@ def systems(
     document = papers_command(console) if papers else systems_command(console, hardware, model)
     if json:
         emit(document)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Examples:  [cyan]gyges sim sweep --trace conv.csv --set policy=static,gyges --set time-scale=1,0.5[/cyan]   "
+    "[cyan]gyges sim sweep --set hardware=h20x8,h200x8 --jobs 2 --out sweep[/cyan]",
+)
+def sweep(
+    context: typer.Context,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE,...", help="Every value of an option of `sim run`; repeat it."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Cells at a time. \\[default: as many as there are cores]")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="On a Ray cluster (extra ray): its address, auto, or local to start one."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Result folder; one of a sweep goes on. \\[default: runs/<time>-sim-sweep]"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Every combination of some options of `sim run`, side by side on the cores. All other options are those of `sim run`."""
+    from cli.sim_sweep import sweep_command
+    from gyges.config import available_cores
+    from gyges.sim.executors import Executor, LocalExecutor, RayExecutor
+
+    if ray and jobs:
+        raise UserError(
+            "--jobs is for this machine; a Ray cluster takes as many cells as it has cores: give one of them"
+        )
+    executor: Executor = RayExecutor(ray) if ray else LocalExecutor(jobs or available_cores())
+    document = sweep_command(human_console(json), sets or [], context.args, executor, out)
+    if json:
+        emit(document)
+    if document["state"] in ("failed", "partial"):
+        raise typer.Exit(130 if document["state"] == "partial" else 1)

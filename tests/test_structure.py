@@ -65,7 +65,8 @@ TORCH_FREE = [
     "gyges.models.config", "gyges.models.hub", "gyges.models.resident", "gyges.transform.plan", "gyges.engine.placement",
     "gyges.engine.engine", "gyges.metrics.summary", "workloads",
     "gyges.sim.hardware", "gyges.sim.models", "gyges.sim.cost.sources", "gyges.sim.cost.analytic",
-    "gyges.sim.cost.tables", "gyges.sim.cost.aic", "gyges.sim.validate", "gyges.sim.setup", "gyges.sim.of_engine",
+    "gyges.sim.cost.tables", "gyges.sim.cost.aic", "gyges.sim.validate", "gyges.sim.executors",
+    "gyges.sim.setup", "gyges.sim.of_engine",
     "gyges.figures.catalogue",
 ]  # fmt: skip
 

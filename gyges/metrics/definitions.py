@@ -21,6 +21,7 @@ from gyges.metrics.slo import Slo
 Floats = npt.NDArray[np.float64]
 LAG_LIMIT_S = 0.010
 LAG_LIMIT_OF_TTFT = 0.05
+_NO_GAPS: Floats = np.empty(0)
 
 
 def percentile(values: Iterable[float], p: float) -> float | None:
@@ -101,6 +102,8 @@ def tpot_s(record: RequestRecord) -> float | None:
 
 
 def _gaps(record: RequestRecord, times: Sequence[float]) -> Floats:
+    if len(times) < 2 and record.status == "completed":
+        return _NO_GAPS
     gaps = np.diff(np.asarray(times, dtype=np.float64))
     if record.status != "completed" and record.target_output_tokens > 1:
         return np.append(gaps, math.inf)

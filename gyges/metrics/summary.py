@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -62,19 +63,19 @@ def summarize(
     if replay_mode not in REPLAY_MODES:
         raise UnknownNameError("replay mode", replay_mode, REPLAY_MODES)
     window = d.window_s(records)
-    overall = _figures(records, window, slo)
+    columns = _Columns.of(records, slo)
     return {
         "partial": partial or any(r.status == "partial" for r in records),
         "simulated": simulated,
         "notes": list(notes),
         "window_s": window,
         "duration_s": duration_s,
-        **overall,
+        **_figures(columns, window),
         "replay": _replay(records, replay_mode),
         "transformations": _transformations(events),
         "kv": {str(device): use for device, use in device_kv_use(samples).items()},
         "slo": slo.to_dict() if slo else None,
-        "buckets": _buckets(records, window, slo, edges),
+        "buckets": _buckets(columns, window, edges),
     }
 
 
@@ -112,33 +113,72 @@ def bucketed(
     records: Sequence[RequestRecord], edges: Sequence[int] = BUCKET_EDGES
 ) -> list[tuple[int, int | None, list[RequestRecord]]]:
     """(lower, upper, records) of each prompt-length bucket that is not empty: lower <= prompt tokens < upper."""
+    return [(low, high, [records[i] for i in indices]) for low, high, indices in bucket_indices(records, edges)]
+
+
+def bucket_indices(
+    records: Sequence[RequestRecord], edges: Sequence[int] = BUCKET_EDGES
+) -> list[tuple[int, int | None, list[int]]]:
+    """:func:`bucketed`, with the places of the records among all of them."""
     assert all(a < b for a, b in pairwise(edges)), f"bucket edges must ascend, got {edges}"
     assert all(r.prompt_tokens >= edges[0] for r in records), "the first edge must not be above any prompt"
-    groups: list[list[RequestRecord]] = [[] for _ in edges]
-    for record, index in zip(
-        records, np.searchsorted(edges, [r.prompt_tokens for r in records], side="right"), strict=True
-    ):
-        groups[index - 1].append(record)
+    groups: list[list[int]] = [[] for _ in edges]
+    bins = np.searchsorted(edges, [r.prompt_tokens for r in records], side="right")
+    for place, index in enumerate(bins.tolist()):
+        groups[index - 1].append(place)
     uppers = (*edges[1:], None)
     return [(low, high, group) for low, high, group in zip(edges, uppers, groups, strict=True) if group]
 
 
-def _buckets(
-    records: Sequence[RequestRecord], window: float, slo: Slo | None, edges: Sequence[int]
-) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Columns:
+    """Every figure of every request, computed once: the run and its buckets are selections of them."""
+
+    records: Sequence[RequestRecord]
+    latencies: Mapping[str, Sequence[float | None]]
+    token_gaps: Sequence[d.Floats]
+    chunk_gaps: Sequence[d.Floats]
+    good: Sequence[bool] | None
+
+    @classmethod
+    def of(cls, records: Sequence[RequestRecord], slo: Slo | None) -> _Columns:
+        return cls(
+            records,
+            {name: [figure(r) for r in records] for name, figure in _PER_REQUEST.items()},
+            [d.token_gaps_s(r) for r in records],
+            [d.chunk_gaps_s(r) for r in records],
+            [d.meets(r, slo) for r in records] if slo else None,
+        )
+
+    def at(self, places: Sequence[int]) -> _Columns:
+        """Those of the requests at these places."""
+        return _Columns(
+            [self.records[i] for i in places],
+            {name: [values[i] for i in places] for name, values in self.latencies.items()},
+            [self.token_gaps[i] for i in places],
+            [self.chunk_gaps[i] for i in places],
+            [self.good[i] for i in places] if self.good is not None else None,
+        )
+
+
+def _buckets(columns: _Columns, window: float, edges: Sequence[int]) -> dict[str, dict[str, Any]]:
     return {
-        bucket_label(low, high): {"prompt_tokens": {"from": low, "below": high}, **_figures(group, window, slo)}
-        for low, high, group in bucketed(records, edges)
+        bucket_label(low, high): {
+            "prompt_tokens": {"from": low, "below": high},
+            **_figures(columns.at(places), window),
+        }
+        for low, high, places in bucket_indices(columns.records, edges)
     }
 
 
-def _figures(records: Sequence[RequestRecord], window: float, slo: Slo | None) -> dict[str, Any]:
+def _figures(columns: _Columns, window: float) -> dict[str, Any]:
     """What is reported both overall and per bucket. The window is the run's, so that buckets add up to the whole."""
+    records = columns.records
     counts = Counter(r.status for r in records)
     output = sum(d.delivered_output_tokens(r) for r in records)
     prompt = sum(d.delivered_prompt_tokens(r) for r in records)
-    token_gaps = _joined([d.token_gaps_s(r) for r in records])
-    good = sum(d.meets(r, slo) for r in records) if slo else None
+    token_gaps = _joined(columns.token_gaps)
+    good = None if columns.good is None else sum(columns.good)
     return {
         "requests": {"offered": len(records), **{status: counts[status] for status in STATUSES}},
         "tokens": {"prompt": prompt, "output": output},
@@ -148,11 +188,11 @@ def _figures(records: Sequence[RequestRecord], window: float, slo: Slo | None) -
             "requests_per_s": d.per_second(counts["completed"], window),
         },
         **{
-            name: distribution([value for r in records if (value := figure(r)) is not None])
-            for name, figure in _PER_REQUEST.items()
+            name: distribution([value for value in values if value is not None])
+            for name, values in columns.latencies.items()
         },
         "itl_s": distribution(token_gaps),
-        "chunk_gap_s": distribution(_joined([d.chunk_gaps_s(r) for r in records])),
+        "chunk_gap_s": distribution(_joined(columns.chunk_gaps)),
         "max_token_gap_s": d.largest_gap_s(token_gaps),
         "preemptions": sum(r.preemptions for r in records),
         "goodput": {
@@ -162,7 +202,7 @@ def _figures(records: Sequence[RequestRecord], window: float, slo: Slo | None) -
     }
 
 
-def _joined(arrays: list[d.Floats]) -> d.Floats:
+def _joined(arrays: Sequence[d.Floats]) -> d.Floats:
     return np.concatenate(arrays) if arrays else np.empty(0)
 
 

@@ -9,12 +9,13 @@ Files written before a field existed are read with the field's default.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gyges.metrics import definitions
+from gyges.metrics.arrow import arrow_array
 from gyges.metrics.atomic import write_bytes
 from gyges.metrics.records import RequestRecord, TimelineSample, TransformationEvent
 
@@ -65,23 +66,27 @@ def _schema(names: Sequence[str]) -> pa.Schema:
 
 def request_table(records: Sequence[RequestRecord]) -> pa.Table:
     """One row per request."""
-    import pyarrow as pa
-
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in records] for name in _REQUEST_FIELDS}
     columns.update({name: [figure(r) for r in records] for name, figure in _DERIVED.items()})
-    return pa.table(columns, schema=_schema(list(columns)))
+    return _table(columns)
 
 
 def timeline_table(samples: Sequence[TimelineSample], events: Sequence[TransformationEvent]) -> pa.Table:
     """One row per sample and one per transformation."""
-    import pyarrow as pa
-
     names = ["row", *_SAMPLE_FIELDS, "end_s", *(n for n in _EVENT_FIELDS if n not in ("devices", "start_s", "end_s"))]
     rows = [{"row": "sample", **{name: getattr(s, name) for name in _SAMPLE_FIELDS}} for s in samples]
     for event in events:
         row = {name: getattr(event, name) for name in _EVENT_FIELDS}
         rows.append({"row": "transformation", "t_s": row.pop("start_s"), **row})
-    return pa.table({name: [row.get(name) for row in rows] for name in names}, schema=_schema(names))
+    return _table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    schema = _schema(list(columns))
+    arrays = [arrow_array(columns[field.name], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -1,7 +1,8 @@
 """``gyges sim agree``: a run of this project's own engine, simulated from a profile of the same device, and the signed errors.
 
-Each instance is simulated with the requests that it served, from when the client sent them, so that what is scored is step times
-and batching, not routing. Instances that share cores slow each other down, which a profile of one instance does not have.
+Without transformations, each instance is simulated with the requests that it served, from when the client sent them, so that
+what is scored is step times and batching, not routing. With transformations, their pauses are scored (gyges.sim.pauses).
+Instances that share cores slow each other down, which a profile of one instance does not have.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gyges.config import EngineConfig
-from gyges.engine.placement import Placer
+from gyges.engine.placement import HostPlacement, Placer
 from gyges.errors import UserError
 from gyges.metrics.records import RequestRecord
 from gyges.metrics.results import load_manifest
@@ -22,6 +23,7 @@ from gyges.scheduling.batching import BatchLimits
 from gyges.sim.compare import compare
 from gyges.sim.cost.bundle import read_bundle
 from gyges.sim.cost.tables import TableCost
+from gyges.sim.pauses import PauseTable, compare_pauses
 from gyges.sim.pipelined import PipelinedInstance, PipelinedRequest, Served
 
 GOALS = {"throughput": 0.05, "tpot_s": 0.05, "ttft_s": 0.10}
@@ -29,10 +31,13 @@ GOALS = {"throughput": 0.05, "tpot_s": 0.05, "ttft_s": 0.10}
 _SAME = ("model", "dtype", "layout", "padding", "block_size", "threads")
 
 
-def agree(run: Path, profile: Path) -> dict[str, Any]:
-    """:func:`gyges.sim.compare.compare`'s document of the run's completed requests, and ``coverage``, ``notes``.
+def agree(run: Path, profile: Path, transform: Path | None = None) -> dict[str, Any]:
+    """What both kinds of run have: ``run``, ``model``, ``instances``, ``coverage``, ``notes``, ``goals``. Of a run without
+    transformations also :func:`gyges.sim.compare.compare`'s document of its completed requests; of one with them
+    :func:`gyges.sim.pauses.compare_pauses`'s.
 
-    ``run``: a folder of ``gyges bench run`` without transformations.   Raises UserError for anything else.
+    ``run``: a folder of ``gyges bench run``.   ``transform``: one of ``gyges bench transform``, which a run with transformations
+    needs.   Raises UserError for anything else.
     """
     manifest = load_manifest(run)
     engine = (manifest.get("configuration") or {}).get("engine")
@@ -40,16 +45,39 @@ def agree(run: Path, profile: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not a result folder of gyges bench run")
     if not (run / "requests.parquet").is_file():
         raise UserError(f"{run} has no requests.parquet; the run did not get so far")
-    records = read_requests(run / "requests.parquet")
-    if (run / "timeline.parquet").is_file() and read_timeline(run / "timeline.parquet")[1]:
-        raise UserError(f"{run} transforms while it runs; runs with one TP degree per instance can be compared")
+    timeline = run / "timeline.parquet"
+    samples, events = read_timeline(timeline) if timeline.is_file() else ([], [])
+    if events and transform is None:
+        raise UserError(
+            f"{run} transforms while it runs: what its pauses should be comes from a folder of gyges bench transform; "
+            "name it with --transform-bench"
+        )
     config, bundle = EngineConfig.from_dict(dict(engine)), read_bundle(profile)
     model = resolve_model(config.model, seed=config.seed, revision=config.revision, weights=False)
-    geometry = model.config.geometry(config.dtype)
-    placer = Placer(config, model.config, geometry)
-    placement = placer.host()
+    placer = Placer(config, model.config, model.config.geometry(config.dtype))
+    degrees = {sample.tp for sample in samples if sample.tp} if events else set(config.instances)
+    costs = {degree: TableCost(bundle, placer.geometry, degree) for degree in sorted(degrees)}
+    if events:
+        assert transform is not None
+        wide = max(max(*event.before, *event.after) for event in events)
+        scored = compare_pauses(events, samples, placer.shape, costs, PauseTable.read(transform, config, wide))
+    else:
+        scored = _compare_requests(run, placer.host(), config, costs)
+    return {
+        "run": run.name,
+        "model": config.model,
+        "instances": list(config.instances),
+        **scored,
+        "coverage": {f"tp{degree}": cost.coverage() for degree, cost in costs.items()},
+        "notes": [*bundle.notes, *_differences(manifest, bundle.meta, config)],
+    }
+
+
+def _compare_requests(
+    run: Path, placement: HostPlacement, config: EngineConfig, costs: Mapping[int, TableCost]
+) -> dict[str, Any]:
+    records = read_requests(run / "requests.parquet")
     limits = BatchLimits(config.max_batch_tokens, config.max_seqs, placement.block_size)
-    costs = {degree: TableCost(bundle, geometry, degree) for degree in set(config.instances)}
     measured: list[Served] = []
     simulated: list[Served] = []
     outputs: list[int] = []
@@ -64,15 +92,10 @@ def agree(run: Path, profile: Path) -> dict[str, Any]:
     if not outputs:
         raise UserError(f"{run} has no completed request with token times")
     return {
-        "run": run.name,
-        "model": config.model,
-        "instances": list(config.instances),
         "requests": len(outputs),
         "left_out": len(records) - len(outputs),
         "limits": asdict(limits),
         **compare(measured, simulated, outputs, GOALS),
-        "coverage": {f"tp{degree}": cost.coverage() for degree, cost in costs.items()},
-        "notes": [*bundle.notes, *_differences(manifest, bundle.meta, config)],
     }
 
 

@@ -64,6 +64,42 @@ def test_a_run_is_simulated_request_by_request_from_the_profile(bundle, run, tmp
     assert json.loads((tmp_path / "a" / "agree.json").read_text())["latencies"] == document["latencies"]
 
 
+def test_a_run_that_merges_is_scored_by_its_pauses(bundle, tmp_path, capfd, monkeypatch):
+    run, bench = tmp_path / "run", tmp_path / "bench"
+    trace = "synthetic:constant?rate=8&prompt=40&output=400&duration=1"
+    devices = ("--devices", "2", "--transform", "0.8s merge 0-1", *SMALL)
+    outcome = gyges(capfd, monkeypatch, "bench", "run", "--trace", trace, *devices, "--out", run)
+    assert outcome.code == 0, outcome.err
+    outcome = gyges(capfd, monkeypatch, "sim", "agree", run, "--profile", bundle)
+    assert (outcome.code, "--transform-bench" in outcome.err) == (2, True)
+    pauses = {"kind": "merge", "overlap": True, "layout": "shard-pages", "padding": True, "pause_s": {"median": 5.0}}
+    moved = {name: {"median": 1000} for name in ("kv_peer_bytes", "weights_peer_bytes")}
+    bench.mkdir()
+    models = [{"model": "tiny", "degree": 2, "cells": [pauses | moved]}]
+    (bench / "transform.json").write_text(json.dumps({"pause": {"models": models}}))
+    arguments = ("--profile", bundle, "--transform-bench", bench, "--out", tmp_path / "a", "--json")
+    outcome = gyges(capfd, monkeypatch, "sim", "agree", run, *arguments)
+    assert outcome.code == 0, outcome.err
+    (merge,) = outcome.document["transformations"]
+    assert merge["pause_s"]["measured"] > 0
+    assert 5.0 < merge["pause_s"]["simulated"] < 6.0  # five seconds were measured, and an ordinary step comes on top
+    assert not outcome.document["goals"]["merge"]["met"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--measure", "--profile", "x"), "makes its own profile and runs"),
+        ((), "give a run and --profile"),
+        (("run", "--profile", "x", "--quick"), "--quick shortens what --measure does"),
+    ],
+)
+def test_measuring_and_comparing_are_told_apart(capfd, monkeypatch, arguments, said):
+    outcome = gyges(capfd, monkeypatch, "sim", "agree", *arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
 def test_what_cannot_be_compared_is_refused(bundle, run, tmp_path, capfd, monkeypatch):
     outcome = gyges(capfd, monkeypatch, "sim", "agree", bundle, "--profile", bundle)
     assert outcome.code == 2

@@ -1,0 +1,71 @@
+"""The runs that ``gyges sim agree --measure`` compares: a profile, pauses of transformations, three replays of this engine.
+
+    profile/        gyges profile, TP1 and TP2
+    transform/      gyges bench transform, part pause: 2 x TP1 become TP2, and back
+    static/         a replay on one TP1 instance
+    stopping/       a replay on two devices that merge and split by hand, all in one stop
+    overlapping/    the same, between serving steps
+
+A worker has one thread, and there are no more workers than two: a machine needs a core for each, and one more is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from cli.bench_run import bench_run
+from cli.sim_options import Runner
+from gyges.bench.transform.pause import DEVICE_MEMORY, PauseConfig, measure_pause
+from gyges.config import EngineConfig
+from gyges.metrics.results import ResultFolder
+from gyges.profile.run import ProfileConfig, profile
+from gyges.sim.simulation import Simulation
+from workloads.options import TraceOptions
+
+MODEL, LAYOUT, WIDE = "tiny", "shard-pages", 2
+_STATIC, _STATIC_S = "default", 50.0  # at half its rate, which is meant for four devices
+# Short prompts: a chunk that is computed beside a transformation would be taken for its pause. About ten run at a time.
+_DECODING = "synthetic:poisson?rate=2.5&prompt=uniform:32:96&output=uniform:500:900&duration={:g}"
+_FIRST_S, _EVERY_S, _PAIRS = 3.0, 1.25, 6
+_FILLS = (0.1, 0.4, 0.8)
+
+Progress = Callable[[str], None]
+
+
+def measure(folder: Path, progress: Progress, *, quick: bool = False) -> Iterator[tuple[str, Path]]:
+    """(name, run's folder) of each replay, once all of them are there. Three to four minutes; ``quick``: a minute, figures that
+    mean little."""
+    engine = EngineConfig(model=MODEL, layout=LAYOUT, device_memory=DEVICE_MEMORY[MODEL], threads=1)
+    progress("profile")
+    profile(ProfileConfig(engine, (1, WIDE), repeats=1 if quick else 5, quick=quick), folder / "profile", progress)
+    fills = _FILLS[1:] if quick else _FILLS
+    pauses = PauseConfig(MODEL, (LAYOUT,), fills, WIDE, repeats=1 if quick else 4, seed=0, paddings=(True,))
+    with ResultFolder.create(folder / "transform", "bench-transform", configuration=asdict(pauses)) as results:
+        results.write_json("transform.json", {"pause": {"models": [measure_pause(pauses, progress)]}})
+    runs = {"static": (engine, _STATIC, TraceOptions(time_scale=2, duration=8 if quick else _STATIC_S), [])}
+    pairs = 1 if quick else _PAIRS
+    times = [_FIRST_S + index * _EVERY_S for index in range(2 * pairs)]
+    by_hand = [f"{at:g}s split 0-1 tp1,tp1" if i % 2 else f"{at:g}s merge 0-1" for i, at in enumerate(times)]
+    for name, overlap in (("stopping", False), ("overlapping", True)):
+        two = engine.with_(instances=(1, 1), tp_degrees=(1, WIDE), overlap=overlap)
+        runs[name] = (two, _DECODING.format(times[-1] + _EVERY_S), TraceOptions(), by_hand)
+    for name, (config, trace, options, commands) in runs.items():
+        progress(f"replay: {name}")
+        bench_run(
+            Console(quiet=True),
+            runner=Runner("engine", Simulation()),
+            config=config,
+            trace_spec=trace,
+            trace_options=options,
+            scheduler="static",
+            transform=commands,
+            mode="open",
+            users=1,
+            slo=None,
+            out=folder / name,
+        )
+    yield from ((name, folder / name) for name in runs)
