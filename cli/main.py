@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import bench, sim, trace
+from cli.doctor import doctor
 from cli.figures import figures
 from cli.profile import profile
 from cli.report import report
@@ -29,6 +30,7 @@ app.add_typer(sim.app)
 app.command()(report)
 app.command()(figures)
 app.command()(profile)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

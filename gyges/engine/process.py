@@ -21,20 +21,27 @@ from gyges.engine.messages import FromWorker, ToWorker, decode_from_worker, enco
 from gyges.errors import WorkerDied
 
 _LAST_WORDS_BYTES = 4000
+_AT_ONCE = 250  # descriptors of one message; Linux takes 253
 
 
 def send_descriptors(fd: int, descriptors: tuple[int, ...]) -> None:
     """Passes open files over a Unix socket, between two messages."""
     with socket.socket(fileno=os.dup(fd)) as channel:
-        socket.send_fds(channel, [b"F"], list(descriptors))
+        for first in range(0, len(descriptors), _AT_ONCE):
+            socket.send_fds(channel, [b"F"], list(descriptors[first : first + _AT_ONCE]))
 
 
 def receive_descriptors(fd: int, count: int) -> tuple[int, ...]:
     """The other end of :func:`send_descriptors`."""
+    received: list[int] = []
     with socket.socket(fileno=os.dup(fd)) as channel:
-        data, received, _, _ = socket.recv_fds(channel, 1, count)
-    if data != b"F" or len(received) != count:
-        raise EOFError(f"{count} descriptors expected, {len(received)} came")
+        while len(received) < count:
+            data, some, _, _ = socket.recv_fds(channel, 1, min(_AT_ONCE, count - len(received)))
+            received += some
+            if data != b"F" or not some:
+                for descriptor in received:
+                    os.close(descriptor)
+                raise EOFError(f"{count} descriptors expected, {len(received)} came")
     return tuple(received)
 
 

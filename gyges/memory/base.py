@@ -28,6 +28,9 @@ class AddressRange(Protocol):
     name: str
     num_pages: int
     address: int
+    table: np.ndarray  # int32 [slots]: the page at each slot, -1 where nothing is mapped; the pool writes it
+    table_start: int  # of this range's part of the device's page table, which peers read
+    mapped: int  # pages
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset_bytes: int = 0) -> torch.Tensor:
         """A contiguous view (no copy) that starts ``offset_bytes`` into the range. Touch only what is mapped."""
@@ -43,6 +46,10 @@ class PeerMemory(Protocol):
 
     address: int  # of the peer's pages in this process; page i starts at i x page_bytes
 
+    def tensor(self) -> torch.Tensor:
+        """uint8 [capacity x page_bytes], no copy: all of the peer's pages, mapped somewhere or not."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -57,12 +64,13 @@ class PagePool(Protocol):
         """Addresses for ``num_pages`` pages; maps nothing."""
         ...
 
-    def map(self, where: AddressRange, slots: Sequence[int]) -> None:
+    def map(self, where: AddressRange, slots: Sequence[int] | np.ndarray) -> None:
         """Puts a free page at each slot. Raises OutOfPages (and maps nothing) if there are too few."""
         ...
 
-    def unmap(self, where: AddressRange, slots: Sequence[int]) -> None:
-        """Takes the pages at these slots back into the free list."""
+    def unmap(self, where: AddressRange, slots: Sequence[int] | np.ndarray) -> None:
+        """Takes the pages at these slots back into the free list. Work of this process that may still read them is waited for;
+        that no peer does is the caller's to know (a collective has said so)."""
         ...
 
     @property
@@ -81,7 +89,10 @@ class PagePool(Protocol):
         ...
 
     def export(self) -> tuple[int, ...]:
-        """Descriptors through which a peer process can read the same physical pages and find which page is where."""
+        """Descriptors through which a peer process can read the same physical pages and find which page is where.
+
+        They stay the pool's, which closes them when it is closed; a peer that has opened them needs them no longer.
+        """
         ...
 
     def close(self) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gyges.kernels import copy as copy_kernel
-from gyges.memory.cpu import CpuAddressRange, CpuPagePool, CpuPeerMemory
+from gyges.memory.base import AddressRange, PagePool, PeerMemory
 from gyges.parallel.sharding import ParallelLayout
 from gyges.transform.books import WorkerBook, ranges_of
 from gyges.transform.copies import CopyBatch
 from gyges.transform.host import HostShape
 from gyges.transform.interpreter import Effect, Interpreter
+from gyges.transform.memory import CpuMemory, DeviceMemory
 from gyges.transform.ops import FFN, Barrier, FFNRelease, Join, Op, Settle
 
 
@@ -55,18 +55,25 @@ class Spent:
 
 class Device:
     """``wait``: returns when all workers of the wide instance have called it (a collective's barrier).   ``pool``: an empty one
-    of the host's size to use, where its memory is to outlive the device."""
+    of the host's size to use, where its memory is to outlive the device.   memory: what it is made of; CPU memory if None."""
 
     def __init__(
-        self, host: HostShape, worker: int, layout: ParallelLayout, *, pool: CpuPagePool | None = None
+        self,
+        host: HostShape,
+        worker: int,
+        layout: ParallelLayout,
+        *,
+        pool: PagePool | None = None,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self.host, self.worker = host, worker
-        self.pool = pool or CpuPagePool(host.device_pages, host.page_bytes, f"gyges-device-{worker}")
-        self.ranges: dict[str, CpuAddressRange] = {
+        self.memory = memory or CpuMemory()
+        self.pool = pool or self.memory.pool(host.device_pages, host.page_bytes, f"gyges-device-{worker}")
+        self.ranges: dict[str, AddressRange] = {
             range_name: self.pool.reserve(range_name, slots) for range_name, slots in ranges_of(host).items()
         }
         self.pool.map(self.ranges["resident"], np.arange(host.resident_layout.pages))
-        self.peers: dict[int, CpuPeerMemory] = {}
+        self.peers: dict[int, PeerMemory] = {}
         self.spent = Spent()
         self.start(layout, 0)
 
@@ -89,7 +96,7 @@ class Device:
 
     def connect(self, worker: int, descriptors: tuple[int, ...]) -> None:
         """Makes a peer's pages readable here; the worker's own, too, count as a peer's."""
-        self.peers[worker] = CpuPeerMemory(descriptors, self.host.device_pages, self.host.page_bytes)
+        self.peers[worker] = self.memory.peer(descriptors, self.host.device_pages, self.host.page_bytes)
 
     def close(self) -> None:
         for peer in self.peers.values():
@@ -99,7 +106,7 @@ class Device:
 
     # -- FFN units ----------------------------------------------------------------------------------------------------
 
-    def ffn_unit(self, layer: int, shard: int) -> tuple[CpuAddressRange, int]:
+    def ffn_unit(self, layer: int, shard: int) -> tuple[AddressRange, int]:
         """(range, byte offset) of a unit that this worker holds; where it has just been moved to, if it has."""
         side = self.book.ffn
         if self.book.ffn_back is not None and (
@@ -161,9 +168,8 @@ class Device:
         assert (pages >= 0).all(), (
             f"worker {batch.worker} does not hold what worker {self.worker} wants of {batch.src_range}"
         )
-        copy_kernel.copy_runs(
-            target.address, peer.address, batch.dst, pages * page + inside, batch.lengths, batch.loops
-        )
+        self.memory.copy(target, peer, batch.dst, pages * page + inside, batch.lengths, batch.loops)
+        self.memory.wait()  # what follows may tell a peer that its pages have been read, or give pages up
         spent, local = self.spent, batch.worker == self.worker
         took = time.perf_counter() - began
         if part == "weights":

@@ -30,6 +30,7 @@ from gyges.transform.copies import CopyBatch
 from gyges.transform.device import Device
 from gyges.transform.host import HostShape
 from gyges.transform.interpreter import Interpreter
+from gyges.transform.memory import CpuMemory, DeviceMemory
 from gyges.transform.ops import AnyOp, Barrier, Op
 from gyges.transform.plan import Moves, Plan, Planner, WorkerTotals, back_ids, join_of, make_plan, totals_of
 from gyges.transform.shape import Transformation, merge, split
@@ -279,11 +280,18 @@ class DeviceRig:
 
     POISON = -2
 
-    def __init__(self, host: HostShape, layouts: dict[int, ParallelLayout], *, threads: bool) -> None:
+    def __init__(
+        self,
+        host: HostShape,
+        layouts: dict[int, ParallelLayout],
+        *,
+        threads: bool,
+        memory: Callable[[], DeviceMemory] = CpuMemory,
+    ) -> None:
         self.host, self.threads = host, threads
         self.per_page = host.page_bytes // 4
         assert host.model.item_size == 4
-        self.devices = {w: Device(host, w, layout) for w, layout in layouts.items()}
+        self.devices = {w: Device(host, w, layout, memory=memory()) for w, layout in layouts.items()}
         for device in self.devices.values():
             self._poison_what_is_mapped(device)
             for worker, other in self.devices.items():

@@ -6,10 +6,13 @@ import random
 
 import numpy as np
 import pytest
+from memory.backends import fake_driver
+from memory.fake_driver import FakeCuda
 from transform.content import DeviceRig, World, make_host
 
 from gyges.kv_cache.layouts import LAYOUTS
 from gyges.parallel.sharding import ParallelLayout
+from gyges.transform.memory import CudaMemory
 from gyges.transform.ops import FFN, Transfer, pack_ids
 from gyges.transform.plan import join_of
 from gyges.transform.shape import split
@@ -56,6 +59,33 @@ def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, 
         for group in w.groups:
             w.fill(group, 0.7)
     w.empty()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.names())
+def test_the_same_programs_run_on_cuda_devices(world, layout):
+    """On a driver that refuses what a GPU may let pass (no access rights, unmapping what is read); each worker has its own."""
+    drivers: list[FakeCuda] = []
+
+    def cuda_memory() -> CudaMemory:
+        drivers.append(FakeCuda())
+        return CudaMemory(fake_driver(drivers[-1]), stream=len(drivers))
+
+    host = make_host(
+        layout, layout == "shard-pages", devices=2, degrees=(1, 2), heads=4, kv_heads=4, page_bytes=4096, block_size=12,
+        head_dim=12, hidden=40, rows_per_shard=9, spare_pages=20,
+    )  # fmt: skip
+    w = world(host, (1, 1), random.Random(11), threads=True, memory=cuda_memory)
+    for group in w.groups:
+        w.fill(group, 0.9)
+    plan = w.merge(w.groups)
+    assert plan.bytes_moved > 0
+    w.check()
+    w.split(w.groups[0], (1, 1), "scattered")
+    w.check()
+    w.empty()
+    assert all("cuMemcpyDtoDAsync" in driver.calls for driver in drivers)
+    w.rig.close()
+    assert [driver.leaks() for driver in drivers] == [{}, {}]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.names())

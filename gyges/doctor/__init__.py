@@ -1,0 +1,1 @@
+"""``gyges doctor``: what a machine has, what it can do, and whether what is here works on it."""

@@ -1,0 +1,37 @@
+"""Every check, in order: correctness first, then figures; what runs anywhere before what needs a GPU."""
+
+from __future__ import annotations
+
+from gyges.doctor.checks import add, cpu_devices, gpus, test_files
+
+_ENGINE = ("torch", "numba", "msgspec", "safetensors")
+
+add("pool-cpu", "page pool on CPU devices", "memory:cpu_pool", 60, cpu_devices("torch"))
+add("kernels-cpu", "CPU kernels against their readable twins", "kernels:cpu", 120, cpu_devices("torch", "numba"))
+add(
+    "exactness", "tokens equal transformers through merges and splits", "exactness:through_transformations", 180,
+    cpu_devices(*_ENGINE, "transformers"),
+)  # fmt: skip
+add("collectives-cpu", "all-reduce of four processes over shared memory", "rates:all_reduce", 60, cpu_devices("torch"))
+add("tests-memory", "the test suite's memory tests", "suite:memory", 120, test_files("torch"))
+add("tests-kernels", "the test suite's kernel parity tests", "suite:kernels", 180, test_files("torch", "numba"))
+add("copy-rate-cpu", "memory bandwidth and matrix products of all cores", "rates:copies", 60, cpu_devices("torch"))
+add(
+    "transform-cpu", "a merge and a split at 90 % KV fill against memcpy", "rates:transformations", 120,
+    cpu_devices(*_ENGINE),
+)  # fmt: skip
+add("serving-cpu", "requests through four CPU devices", "rates:serving", 90, cpu_devices(*_ENGINE))
+
+# -- GPUs: only where there is one ------------------------------------------------------------------------------------
+
+_CUDA = ("torch", "cuda-bindings")
+
+add("pool-cuda", "page pool on the GPU, and a peer process that reads it", "gpu:pool_contract", 60, gpus(1, *_CUDA))
+add("gaps-cuda", "kernels over ranges that begin unmapped", "gpu:gaps", 60, gpus(1, *_CUDA, "triton"))
+add("vmm-costs", "what mapping and unmapping a page costs", "gpu:vmm_costs", 60, gpus(1, *_CUDA))
+add("budget-cuda", "the device agrees with the pool's budget", "gpu:budget", 60, gpus(1, *_CUDA))
+add("copy-rate-cuda", "copies from place to place of the device", "gpu:copies", 60, gpus(1, *_CUDA))
+add(
+    "transform-cuda", "a merge and a split at 90 % KV fill against copies", "gpu_transform:transformations", 120,
+    gpus(1, *_CUDA, "numba", "msgspec"),
+)  # fmt: skip

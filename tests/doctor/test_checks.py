@@ -1,0 +1,111 @@
+"""The checks themselves: they pass here, fail where something is broken, and those for GPUs run on a driver made of memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+from memory.backends import fake_driver
+from memory.fake_driver import FakeCuda
+
+from gyges.config import MIB
+from gyges.doctor.checks import gpu, kernels, memory
+from gyges.doctor.checks.gpu import Gpu
+from gyges.doctor.checks.gpu_transform import Size, transformations
+from gyges.kernels import reference
+from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
+from gyges.memory.cuda import CudaPagePool
+
+PAGE = 16 * 1024
+
+
+@pytest.fixture
+def api():
+    return FakeCuda()
+
+
+@pytest.fixture
+def device(api, monkeypatch):
+    """This machine's memory as a GPU; another process makes its own driver."""
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    return Gpu(lambda: fake_driver(api), 5, PAGE, ("memory.backends:fake_driver",))
+
+
+def cpu_peer(pool):
+    return CpuPeerMemory(pool.export(), pool.capacity, pool.page_bytes)
+
+
+def test_the_cpu_pool_keeps_its_contract():
+    assert set(memory.cpu_pool()["figures"]) == {"huge_bytes_of_4096", "huge_bytes_of_2097152"}
+
+
+def test_a_pool_that_loses_values_is_found_out(monkeypatch):
+    pool = CpuPagePool(12, 4096)
+    map_run = pool._map_run
+    monkeypatch.setattr(pool, "_map_run", lambda address, page, count: map_run(address, 0, count))
+    with pytest.raises(AssertionError, match="lost its values"):
+        memory.contract(pool, cpu_peer)
+    pool.close()
+
+
+def test_the_cpu_kernels_agree_with_their_twins():
+    assert max(kernels.cpu()["figures"]["largest_error"].values()) < 1e-5
+
+
+def test_a_kernel_that_is_off_is_found_out(monkeypatch):
+    attend = reference.attend
+    monkeypatch.setattr(reference, "attend", lambda q, kv, first, scale: attend(q, kv, first, scale * 1.01))
+    with pytest.raises(AssertionError, match="decode attention is off"):
+        kernels.cpu()
+
+
+def test_another_process_reads_the_pages_of_a_cuda_pool(device, api):
+    assert gpu.pool_contract(device)["figures"]["pages_seen_by_another_process"] == 4
+    assert api.leaks() == {}
+
+
+def test_costs_are_per_page_and_leave_nothing(device, api):
+    figures = gpu.vmm_costs(device, pages=16, runs=(1, 4, 8))["figures"]
+    assert set(figures["by_run"]) == {"1", "4", "8"}
+    assert figures["map_s"] > 0
+    assert figures["unmap_s"] > 0
+    assert api.calls.count("cuMemSetAccess") == 3 * 9 + 9
+    assert api.leaks() == {}
+
+
+def test_the_budget_is_what_the_device_says(device, api):
+    found = gpu.budget(device, most_bytes=64 * PAGE)
+    assert found["figures"]["taken_bytes"] == found["figures"]["budget_bytes"] == 64 * PAGE
+    assert all(goal["met"] for goal in found["goals"])
+    assert api.leaks() == {}
+
+
+def test_a_pool_that_takes_less_than_its_budget_is_found_out(device, monkeypatch):
+    """As one would that creates memory when it is mapped: the budget would not be its own."""
+    create = CudaPagePool.__init__
+
+    def late(pool, capacity, page_bytes, name="gyges", *, driver=None):
+        create(pool, capacity // 2, page_bytes, name, driver=driver)
+
+    monkeypatch.setattr(CudaPagePool, "__init__", late)
+    with pytest.raises(AssertionError, match="took"):
+        gpu.budget(device, most_bytes=64 * PAGE)
+
+
+def test_copies_are_timed_at_every_size(device, api):
+    rates = gpu.copies(device, sizes=(PAGE, 4 * PAGE))["figures"]["bytes_per_s"]
+    assert set(rates) == {str(PAGE), str(4 * PAGE)}
+    assert min(rates.values()) > 0
+    assert api.leaks() == {}
+
+
+def test_a_merge_and_a_split_on_cuda_devices_find_everything_again(device, api):
+    size = Size("tiny", 3 * MIB, 16 * PAGE, ("shard-pages", "token-first"))
+    found = transformations(device, size)
+    assert set(found["figures"]["cells"]) == {f"{name}, padding {p}" for name in size.layouts for p in ("on", "off")}
+    padded = found["figures"]["cells"]["shard-pages, padding on"]["merge"]
+    assert padded["weights_bytes"] == 0
+    assert padded["kv_bytes"] > 0
+    assert found["goals"][1]["met"]
+    assert api.leaks() == {}
