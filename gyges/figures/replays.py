@@ -51,8 +51,15 @@ class With:
 
     def switch(self, before: tuple[int, ...], after: tuple[int, ...], held_tokens: Sequence[int]) -> Any:
         found, factor = self.system.switch(before, after, held_tokens), self.switch_factor
+        pace = found.pace
+        if pace is not None:
+            pace = replace(pace, steps=max(1, round(factor * pace.steps)))
         return replace(
-            found, pause_s=factor * found.pause_s, ahead_s=factor * found.ahead_s, behind_s=factor * found.behind_s
+            found,
+            pause_s=factor * found.pause_s,
+            ahead_s=factor * found.ahead_s,
+            behind_s=factor * found.behind_s,
+            pace=pace,
         )
 
 

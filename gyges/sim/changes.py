@@ -10,6 +10,7 @@ behind   what came of it serves, slower                              (only where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +21,7 @@ from gyges.scheduling.homes import choose_homes
 from gyges.scheduling.routing import Restart
 from gyges.sim.hosted import Hosted
 from gyges.sim.instance import SimInstance
-from gyges.sim.sequence import SimSequence, by_order
+from gyges.sim.sequence import Pace, SimSequence, by_order
 from gyges.sim.system import Switch
 
 NEVER = float("inf")
@@ -70,6 +71,40 @@ class Change:
     def devices(self) -> tuple[int, ...]:
         """In the order in which what comes of it takes them."""
         return tuple(sorted(device for source in self.sources for device in source.devices))
+
+    @property
+    def serving(self) -> list[Hosted]:
+        """Who serves beside what goes on."""
+        return self.sources if self.phase is Phase.AHEAD else self.results
+
+    def start_beside(self, now: float, seconds: float) -> None:
+        """Phase ahead or behind begins; everybody of :attr:`serving` stands still."""
+        assert self.switch is not None
+        pace = self.switch.pace if seconds and len(self.serving) == 1 else None
+        self.until = now + seconds if pace is None else NEVER
+        for hosted in self.serving:
+            sim = hosted.sim
+            sim.slowdown = self.switch.slowdown if seconds and pace is None else 1.0
+            sim.pace, sim.pace_left = pace, pace.steps if pace is not None else 0
+
+    def is_over(self, now: float) -> bool:
+        """Phase ahead or behind."""
+        return self.until <= now or any(h.sim.pace is not None and h.sim.pace_left <= 0 for h in self.serving)
+
+    def stop_beside(self) -> None:
+        for hosted in self.serving:
+            hosted.sim.slowdown, hosted.sim.pace = 1.0, None
+
+    def note_idle(self, now: float, pace: Pace, sim: SimInstance) -> None:
+        """Nobody is served beside it: its steps take as long as their copies."""
+        if self.until == NEVER:
+            self.until = now + sim.pace_left * pace.least_s
+
+    def note_busy(self, now: float, pace: Pace, sim: SimInstance) -> None:
+        """Somebody is served from now on: what is left goes by that one's steps again."""
+        if self.until != NEVER:
+            sim.pace_left = max(1, math.ceil((self.until - now) / pace.least_s - 1e-6))
+            self.until = NEVER
 
     @property
     def gathered(self) -> bool:

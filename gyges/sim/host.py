@@ -148,13 +148,8 @@ class SimHost:
             raise UserError("the policy changes instances for ever at one moment; give the system a price for it")
         touched, self._touched = self._touched, {}
         for hosted in touched:
-            sim = hosted.sim
-            if hosted.held or sim.busy is not None or not sim.begin(now):
-                continue
-            heapq.heappush(self._ready, (sim.until, hosted.number, hosted))
-            if hosted.watched is not None:
-                hosted.watched.note_first_step(sim.first_end)
-                hosted.watched = None
+            if hosted.start(now):
+                heapq.heappush(self._ready, (hosted.sim.until, hosted.number, hosted))
 
     def sample(self, now: float) -> list[TimelineSample]:
         """Every instance, and the devices that none has."""
@@ -270,8 +265,8 @@ class SimHost:
         if hosted.sim.cut(self.now):
             heapq.heappush(self._ready, (hosted.sim.until, hosted.number, hosted))
 
-    def _let_go(self, hosted: Hosted, slowdown: float) -> None:
-        hosted.held, hosted.sim.slowdown = False, slowdown
+    def _let_go(self, hosted: Hosted) -> None:
+        hosted.held = False
         self._touched[hosted] = None
 
     def _advance(self, change: Change) -> None:
@@ -279,7 +274,8 @@ class SimHost:
         now = self.now
         if change.phase is Phase.GATHER and change.gathered and not self._begin(change):
             return
-        if change.phase is Phase.AHEAD and change.until <= now:
+        if change.phase is Phase.AHEAD and change.is_over(now):
+            change.stop_beside()
             change.phase, change.until = Phase.STOP, NEVER
             for source in change.sources:
                 self._hold(source)
@@ -287,9 +283,9 @@ class SimHost:
             self._pause(change)
         if change.phase is Phase.PAUSE and change.until <= now:
             self._resume(change)
-        if change.phase is Phase.BEHIND and change.until <= now:
+        if change.phase is Phase.BEHIND and change.is_over(now):
+            change.stop_beside()
             for result in change.results:
-                result.sim.slowdown = 1.0
                 if result.sim.cut(now):
                     heapq.heappush(self._ready, (result.sim.until, result.number, result))
             self._finish(change)
@@ -301,16 +297,17 @@ class SimHost:
             self._changes.remove(change)
             for source in change.sources:
                 source.change, source.becoming = None, ()
-                self._let_go(source, 1.0)
+                self._let_go(source)
             return False
         switch = self.system.switch(change.before, change.after, [source.held_tokens for source in change.sources])
         change.begin(self.now, switch)
         self.samples += self.sample(self.now)
         change.phase = Phase.STOP
         if switch.ahead_s:
-            change.phase, change.until = Phase.AHEAD, self.now + switch.ahead_s
+            change.phase = Phase.AHEAD
+            change.start_beside(self.now, switch.ahead_s)
             for source in change.sources:
-                self._let_go(source, switch.slowdown)
+                self._let_go(source)
                 if not change.merges:
                     source.max_tokens = max(self.max_tokens[degree] for degree in change.after)
         return True
@@ -329,10 +326,11 @@ class SimHost:
         if not change.merges:
             self._replace(change)
         switch = change.switch
-        change.phase, change.until = Phase.BEHIND, self.now + switch.behind_s
+        change.phase = Phase.BEHIND
+        change.start_beside(self.now, switch.behind_s)
         for result in change.results:
             result.watched = change if result.sim.decoding else None
-            self._let_go(result, switch.slowdown if switch.behind_s else 1.0)
+            self._let_go(result)
 
     def _replace(self, change: Change) -> None:
         """Results take the place of the sources, and their requests."""

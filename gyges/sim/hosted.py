@@ -111,6 +111,21 @@ class Hosted:
             heapq.heappop(longest)
         return -longest[0][0] if longest else 0
 
+    def start(self, now: float) -> bool:
+        """Begins the next step, or jump, if it stands still and may; whether there was one."""
+        sim = self.sim
+        if self.held or sim.busy is not None:
+            return False
+        if sim.pace is not None and self.change is not None:
+            told = self.change.note_busy if sim.running or sim.waiting else self.change.note_idle
+            told(now, sim.pace, sim)
+        if not sim.begin(now):
+            return False
+        if self.watched is not None:
+            self.watched.note_first_step(sim.first_end)
+            self.watched = None
+        return True
+
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def enter(self, sequence: SimSequence) -> None:

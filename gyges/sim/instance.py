@@ -27,7 +27,7 @@ import numpy as np
 
 from gyges.scheduling.batching import BatchLimits
 from gyges.sim.cost.base import CostModel, StepShape
-from gyges.sim.sequence import NEVER, SimSequence, by_order
+from gyges.sim.sequence import NEVER, Pace, SimSequence, by_order
 
 _INFINITE = float("inf")
 
@@ -39,7 +39,6 @@ class SimInstance:
     """
 
     def __init__(self, cost: CostModel, limits: BatchLimits, blocks: int) -> None:
-        assert limits.max_batch_tokens >= limits.max_seqs
         self.cost, self.limits = cost, limits
         self.total_blocks = self.free_blocks = blocks
         self.running: dict[SimSequence, None] = {}  # by order, as is everything: who is admitted came before who waits
@@ -49,13 +48,15 @@ class SimInstance:
         self.busy: np.ndarray | None = None  # end times of the steps under way
         self.first_end = self.until = _INFINITE  # of the first and of the last of them
         self.slowdown = 1.0  # steps that begin now take so many times as long
+        self.pace: Pace | None = None  # what goes on beside the next ``pace_left`` steps; changed between steps only
+        self.pace_left = 0
         self.remaining_tokens = self.waiting_tokens = 0
         self.output_tokens = self.prompt_tokens = self.preemptions = 0
         self._partials: list[SimSequence] = []  # those whose prefill is not complete and not under way, by order
         self._early: list[SimSequence] = []  # that hold the block which their next token will be counted as taking
         self._rows: list[tuple[SimSequence, int]] = []  # prefill chunks of the step under way
         self._tokens = 0  # of each step under way
-        self._decoding = self._base_sum = 0
+        self.decoding = self._base_sum = 0
         self._crossing = [0] * limits.block_size
         self._finishing: list[tuple[int, int, SimSequence]] = []
         self._longest: list[tuple[int, int, SimSequence]] = []
@@ -103,17 +104,13 @@ class SimInstance:
 
     def output_at(self, done: int) -> int:
         """Tokens sampled by then."""
-        return self.output_tokens + done * self._decoding
+        return self.output_tokens + done * self.decoding
 
     @property
     def prefill_tokens(self) -> int:
         """Known but in no KV cache, when the steps under way began."""
         partial = sum(s.missing for s in self._partials) + sum(s.missing for s, _ in self._rows)
-        return self.waiting_tokens + self._decoding + partial
-
-    @property
-    def decoding(self) -> int:
-        return self._decoding
+        return self.waiting_tokens + self.decoding + partial
 
     def begin(self, now: float) -> bool:
         """Start the next step, or jump; False if there is nothing to do."""
@@ -121,20 +118,26 @@ class SimInstance:
         preempted = self._extend()
         shape = self._fill(now, admit=not preempted)
         if self._rows:
-            self._tokens = self._decoding + sum(count for _, count in self._rows)
-            self.busy = np.array([now + self.cost.step_s(shape) * self.slowdown])
-        elif self._decoding:
+            self._tokens = self.decoding + sum(count for _, count in self._rows)
+            self.busy = now + self._beside(np.array([self.cost.step_s(shape)]))
+        elif self.decoding:
             steps = 1 if preempted else self._jump()  # blocks that were given back admit somebody in the next step
-            self._tokens = self._decoding
-            seconds = self.cost.decode_steps_s(self._decoding, shape.decode_context, shape.decode_longest, steps)
-            if self.slowdown != 1.0:
-                seconds = seconds * self.slowdown
+            self._tokens = self.decoding
+            if self.pace is not None:
+                steps = max(1, min(steps, self.pace_left))
+            seconds = self.cost.decode_steps_s(self.decoding, shape.decode_context, shape.decode_longest, steps)
             # A running sum, as if step by step, to the last bit.
-            self.busy = np.cumsum(np.concatenate(((now,), seconds)))[1:]
+            self.busy = np.cumsum(np.concatenate(((now,), self._beside(seconds))))[1:]
         if self.busy is None:
             return False
         self.first_end, self.until = float(self.busy[0]), float(self.busy[-1])
         return True
+
+    def _beside(self, seconds: np.ndarray) -> np.ndarray:
+        """Steps beside what goes on."""
+        if self.slowdown != 1.0:
+            seconds = seconds * self.slowdown
+        return seconds if self.pace is None else np.maximum(seconds + self.pace.more_s, self.pace.least_s)
 
     def end(self) -> list[SimSequence]:
         """The steps under way have ended. Returns the sequences that are complete."""
@@ -144,8 +147,9 @@ class SimInstance:
         self.ends.append(self.busy)
         self.busy, self.first_end, self.until = None, _INFINITE, _INFINITE
         self.steps += count
+        self.pace_left -= count
         self.remaining_tokens -= count * self._tokens
-        self.output_tokens += count * self._decoding
+        self.output_tokens += count * self.decoding
         rows, self._rows = self._rows, []
         later, self._partials = self._partials, []  # no token of the budget was left for these
         complete = self._finish_decodes()
@@ -201,7 +205,7 @@ class SimInstance:
 
     def _fill(self, now: float, *, admit: bool) -> StepShape:
         """Prefill chunks within the token budget, the running ones first, then those that are admitted."""
-        budget = self.limits.max_batch_tokens - self._decoding
+        budget = self.limits.max_batch_tokens - self.decoding
         partials, self._partials = self._partials, []
         for sequence in partials:
             if budget:
@@ -220,7 +224,7 @@ class SimInstance:
             if sequence.admitted_s < 0:
                 sequence.admitted_s = now
             budget -= self._chunk(sequence, budget)
-        decodes, context = self._decoding, self._base_sum + self._decoding * self.steps
+        decodes, context = self.decoding, self._base_sum + self.decoding * self.steps
         longest = self._longest_base() + self.steps if decodes else 0
         sampled, prefills = decodes, []
         for sequence, count in self._rows:
@@ -246,7 +250,7 @@ class SimInstance:
             heapq.heappop(self._finishing)
         steps = self._finishing[0][0] - self.steps + 1
         size = self.limits.block_size
-        if steps > 1 and self._decoding * (steps // size + 1) > self.free_blocks:
+        if steps > 1 and self.decoding * (steps // size + 1) > self.free_blocks:
             at = (self.steps + 1) % size
             needs = np.cumsum(np.resize(self._crossing[at:] + self._crossing[:at], steps - 1))
             steps = 1 + int(needs.searchsorted(self.free_blocks, side="right"))
@@ -260,7 +264,7 @@ class SimInstance:
         whole, rest = divmod(steps, size)
         at = (self.steps + 1) % size
         partial = sum(self._crossing[at : at + rest]) + sum(self._crossing[: max(0, at + rest - size)])
-        return whole * self._decoding + partial
+        return whole * self.decoding + partial
 
     # -- sequences ----------------------------------------------------------------------------------------------------
 
@@ -268,14 +272,14 @@ class SimInstance:
         """From the next step on, with its known tokens but the last one in the KV cache."""
         sequence.base = sequence.known - self.steps
         sequence.last_step = self.steps + sequence.left - 1
-        self._decoding += 1
+        self.decoding += 1
         self._base_sum += sequence.base
         self._crossing[(1 - sequence.base) % self.limits.block_size] += 1
         heapq.heappush(self._finishing, (sequence.last_step, sequence.order, sequence))
         heapq.heappush(self._longest, (-sequence.base, sequence.order, sequence))
 
     def _stop_decoding(self, sequence: SimSequence) -> None:
-        self._decoding -= 1
+        self.decoding -= 1
         self._base_sum -= sequence.base
         self._crossing[(1 - sequence.base) % self.limits.block_size] -= 1
         sequence.last_step = NEVER
@@ -394,9 +398,3 @@ class SimInstance:
             self._wait(sequence)
         while len(self.running) > self.limits.max_batch_tokens:
             self.preempt(next(reversed(self.running)))
-
-    def times(self) -> np.ndarray:
-        """float64 [steps]: when each of its steps ended."""
-        if len(self.ends) != 1:
-            self.ends = [np.concatenate(self.ends) if self.ends else np.empty(0)]
-        return self.ends[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gyges.metrics.records import RequestRecord
+from gyges.sim.instance import SimInstance
 from gyges.sim.sequence import SimSequence
 
 
@@ -36,7 +37,14 @@ def record_of(sequence: SimSequence) -> RequestRecord:
 
 
 def _times(sequence: SimSequence) -> np.ndarray:
-    parts: Sequence[np.ndarray] = [sim.times()[first:end] for sim, first, end in sequence.stays]
+    parts: Sequence[np.ndarray] = [_ends_of(sim)[first:end] for sim, first, end in sequence.stays]
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _ends_of(sim: SimInstance) -> np.ndarray:
+    """float64 [steps]: when each step ended; in one piece from now on."""
+    if len(sim.ends) != 1:
+        sim.ends = [np.concatenate(sim.ends) if sim.ends else np.empty(0)]
+    return sim.ends[0]

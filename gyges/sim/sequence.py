@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 NEVER = -1  # a step that does not come
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Copies beside serving that go by steps, not by the clock: so many ``steps`` each take ``more_s`` longer, and at least
+    ``least_s``, which is what the copies of one step take alone."""
+
+    steps: int
+    more_s: float
+    least_s: float
+
+    def __post_init__(self) -> None:
+        assert self.steps >= 1
+        assert self.least_s > 0, "where nobody is served, a step takes as long as its copies"
+
+
 @dataclass(slots=True, eq=False)
 class SimSequence:
     """A request inside an instance. Lengths in tokens; ``order`` is its place in the line.

@@ -22,6 +22,7 @@ from gyges.sim.cost.base import CostModel, StepShape
 from gyges.sim.cost.sources import CostSpec, cost_model
 from gyges.sim.hardware import Hardware
 from gyges.sim.models import SimModel, kv_capacity_tokens
+from gyges.sim.sequence import Pace
 
 # A step with both kinds of work, for rough prices: decodes of a thousand tokens, and five prompt tokens for each of them.
 _MIXED = StepShape(decodes=16, decode_context=16 * 1024, decode_longest=1024, prefills=((80, 0),), sampled=16)
@@ -37,6 +38,8 @@ class Switch:
     parts: seconds by name ("weights", "kv", "compaction", "map", "communicator", "graphs", "sync"); what overlaps counts in full.
     bytes_moved: between devices.   extra_bytes: peak beyond the larger of before and after, on the worst device.
     descriptors: contiguous copies.   keeps_kv: False: requests under way are computed anew, like preempted ones.
+    pace: what goes on beside serving goes by steps of the one instance that serves meanwhile; ``ahead_s``, ``behind_s`` and
+    ``slowdown`` are then what that comes to with usual steps.
     """
 
     pause_s: float
@@ -48,6 +51,7 @@ class Switch:
     extra_bytes: int = 0
     descriptors: int = 0
     keeps_kv: bool = True
+    pace: Pace | None = None
 
     def __post_init__(self) -> None:
         assert min(self.pause_s, self.ahead_s, self.behind_s) >= 0, "a phase takes no negative time"

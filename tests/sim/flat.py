@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gyges.scheduling.routing import Merge, Policy, Reject, Send, Split, Wait
+from gyges.sim.sequence import Pace
 from gyges.sim.system import Switch
 
 
@@ -17,6 +18,7 @@ class Flat:
     beside_s: float = 0.0
     slowdown: float = 1.0
     token_s: float = 0.0
+    pace: Pace | None = None
     keeps_kv: bool = True
     restart_s: float = 1.0
     block_size: int = 16
@@ -38,6 +40,7 @@ class Flat:
             slowdown=self.slowdown,
             bytes_moved=10 * sum(held_tokens),
             keeps_kv=self.keeps_kv,
+            pace=self.pace,
         )
 
     def restart(self, before, after):

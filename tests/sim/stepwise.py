@@ -1,5 +1,6 @@
 """The slow reference of the simulator: the engine's own Batcher, one step at a time, nothing skipped, everything recomputed."""
 
+import math
 from dataclasses import dataclass, field
 
 from gyges.scheduling.batching import Batcher, Sequence
@@ -43,6 +44,8 @@ class Inst:
     plan: object = None
     end: float = NEVER
     slowdown: float = 1.0
+    pace: object = None
+    left: int = 0
     held: bool = False
     change: object = None
 
@@ -108,12 +111,15 @@ class Stepwise:
                 arrived, self.unfinished, self.changed = arrived + 1, self.unfinished + 1, True
             self.settle()
             for instance in self.instances:
+                self.watch_pace(instance)
                 if instance.plan is None and not instance.held and (plan := instance.batcher.schedule()):
                     for sequence in plan.admitted:
                         self.admitted.setdefault(sequence.order, now)
                     instance.plan = plan
-                    step_s = self.system.costs[instance.degree].step_s(shape_of(plan))
-                    instance.end = now + step_s * instance.slowdown
+                    step_s = self.system.costs[instance.degree].step_s(shape_of(plan)) * instance.slowdown
+                    if instance.pace is not None:
+                        step_s = max(step_s + instance.pace.more_s, instance.pace.least_s)
+                    instance.end = now + step_s
 
     @property
     def restarting(self):
@@ -126,7 +132,7 @@ class Stepwise:
                 instance.batcher.finish(sequence)
                 self.preemptions[sequence.order] = sequence.preemptions
                 self.unfinished, self.changed = self.unfinished - 1, True
-        instance.plan, instance.end = None, NEVER
+        instance.plan, instance.end, instance.left = None, NEVER, instance.left - 1
 
     # -- what follows at one moment -----------------------------------------------------------------------------------
 
@@ -234,15 +240,15 @@ class Stepwise:
             going.switch, going.start = self.system.switch(before, going.after, held), self.now
             going.phase = "stop"
             if going.switch.ahead_s:
-                going.phase, going.until = "ahead", self.now + going.switch.ahead_s
+                going.phase = "ahead"
+                self.beside(going, going.sources, going.switch.ahead_s)
                 for source in going.sources:
-                    source.held, source.slowdown = False, going.switch.slowdown
                     if len(going.after) > 1:
                         source.max_tokens = max(self.max_tokens[d] for d in going.after)
-        if going.phase == "ahead" and going.until <= self.now:
+        if going.phase == "ahead" and self.over(going, going.sources):
             going.phase, going.until = "stop", NEVER
             for source in going.sources:
-                source.held = True
+                source.held, source.slowdown, source.pace = True, 1.0, None
             still = all(source.plan is None for source in going.sources)
         if going.phase == "stop" and still:
             going.phase, going.until = "pause", self.now + going.switch.pause_s
@@ -252,16 +258,38 @@ class Stepwise:
         if going.phase == "pause" and going.until <= self.now:
             if len(going.after) > 1:
                 self.replace(going)
-            going.phase, going.until = "behind", self.now + going.switch.behind_s
-            for result in going.results:
-                result.held = False
-                result.slowdown = going.switch.slowdown if going.switch.behind_s else 1.0
-        if going.phase == "behind" and going.until <= self.now:
+            going.phase = "behind"
+            self.beside(going, going.results, going.switch.behind_s)
+        if going.phase == "behind" and self.over(going, going.results):
             self.going.remove(going)
             for result in going.results:
-                result.slowdown, result.change = 1.0, None
+                result.slowdown, result.pace, result.change = 1.0, None, None
             self.made.append(("merge" if len(going.after) == 1 else "split", going.start, self.now))
             self.changed = True
+
+    def beside(self, going, serving, seconds):
+        pace = going.switch.pace if seconds and len(serving) == 1 else None
+        going.until = self.now + seconds if pace is None else NEVER
+        for instance in serving:
+            instance.held, instance.pace = False, pace
+            if pace is not None:
+                instance.left = pace.steps
+            elif seconds:
+                instance.slowdown = going.switch.slowdown
+
+    def over(self, going, serving):
+        return going.until <= self.now or any(i.pace is not None and i.left <= 0 for i in serving)
+
+    def watch_pace(self, instance):
+        """Where nobody is served, what is left goes by the clock."""
+        if instance.pace is None or instance.plan is not None or instance.held:
+            return
+        going, least = instance.change, instance.pace.least_s
+        if not (instance.batcher.running or instance.batcher.waiting):
+            if going.until == NEVER:
+                going.until = self.now + instance.left * least
+        elif going.until != NEVER:
+            instance.left, going.until = max(1, math.ceil((going.until - self.now) / least - 1e-6)), NEVER
 
     def fits(self, going):
         size = self.limits.block_size

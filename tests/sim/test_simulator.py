@@ -16,6 +16,7 @@ from gyges.sim.cost.base import StepShape
 from gyges.sim.cost.sources import CostSpec, cost_model
 from gyges.sim.hardware import load_hardware
 from gyges.sim.models import sim_model
+from gyges.sim.sequence import Pace
 from gyges.sim.simulator import SimRequest, Simulator
 
 from .flat import Flat, Restless
@@ -95,7 +96,8 @@ def cases(draw, policies=STANDING):
         system.beside_s = draw(st.sampled_from([0.0, 0.31, 1.7]))
         system.slowdown = draw(st.sampled_from([1.0, 1.37]))
         system.token_s = draw(st.sampled_from([0.0, 1e-3]))
-        system.keeps_kv = draw(st.booleans())
+        system.keeps_kv = draw(st.sampled_from([True, True, False]))
+        system.pace = draw(st.sampled_from([None, Pace(1, 0.0, 0.004), Pace(7, 0.003, 0.02), Pace(40, 0.01, 0.0071)]))
     if changes:  # long requests among many short ones, so that something runs wherever instances merge and split
         random, gaps = Random(draw(st.integers(0, 2**32))), [0.0, 0.0, 0.01, 0.0137, 0.05, 0.4]
         long = lambda: random.randint(room - 30, 2 * room)  # noqa: E731

@@ -29,6 +29,7 @@ from gyges.parallel.sharding import ParallelLayout, ShardCount
 from gyges.sim.cost.base import CostModel, StepShape
 from gyges.sim.hardware import Hardware
 from gyges.sim.models import SimModel, memory_budget
+from gyges.sim.sequence import Pace
 from gyges.sim.system import SYSTEMS, BaseSystem, Switch, SystemSpec
 from gyges.sim.systems.sources import Source, described
 from gyges.transform.copies import piece_shape
@@ -111,7 +112,7 @@ class GygesSystem(BaseSystem):
             stop += parts["weights"]
         else:
             beside += parts["weights"]
-        spread_s, slowdown = self._spread(beside, weights.peer + kv.peer, wide)
+        spread_s, slowdown, pace = self._spread(beside, weights.peer + kv.peer, wide)
         return Switch(
             pause_s=stop,
             ahead_s=0.0 if merging else spread_s,
@@ -121,6 +122,7 @@ class GygesSystem(BaseSystem):
             bytes_moved=round(kv.total + weights.total),
             extra_bytes=self._extra(kv, weights),
             descriptors=round(kv.descriptors + weights.descriptors) * wide,
+            pace=pace,
         )
 
     def _copy_s(self, moved: _Moved) -> float:
@@ -137,21 +139,22 @@ class GygesSystem(BaseSystem):
 
     # -- beside serving -----------------------------------------------------------------------------------------------
 
-    def _spread(self, seconds: float, peer_bytes: float, degree: int) -> tuple[float, float]:
-        """(how long it goes on beside serving, how many times as long steps take meanwhile)."""
+    def _spread(self, seconds: float, peer_bytes: float, degree: int) -> tuple[float, float, Pace | None]:
+        """(how long it goes on beside usual steps, how many times as long they take meanwhile, and by steps)."""
         if not seconds:
-            return 0.0, 1.0
+            return 0.0, 1.0, None
         steps = self._steps(peer_bytes)
         if degree not in self._step_s:
             self._step_s[degree] = self.costs[degree].step_s(_STEP)
         alone_s = self._step_s[degree]
         copies_s = seconds / steps
-        beside_s = max(alone_s + self.hardware.transform.beside * copies_s, copies_s)
-        return steps * beside_s, beside_s / alone_s
+        more_s = self.hardware.transform.beside * copies_s
+        beside_s = max(alone_s + more_s, copies_s)
+        return steps * beside_s, beside_s / alone_s, Pace(steps, more_s, copies_s)
 
     def _steps(self, peer_bytes: float) -> int:
         if self.pages_per_step:
-            return max(1, -int(-peer_bytes // (self.pages_per_step * self.host.page_bytes)))
+            return 1 - int(-peer_bytes // (self.pages_per_step * self.host.page_bytes))  # the first moves nothing
         return max(1, -int(-self.host.model.num_layers // self.layers))
 
     def _extra(self, kv: _Moved, weights: _Moved) -> int:
