@@ -326,22 +326,22 @@ class Engine:
 
     def status(self) -> list[InstanceStatus]:
         """One entry per instance, as of now."""
-        return [instance.status() for instance in self._running.instances]
+        return [instance.status() for instance in self._running.host.instances]
 
     @property
     def instances(self) -> list[Instance]:
         """As of now; a transformation replaces them."""
-        return self._running.instances
+        return self._running.host.instances
 
     @property
     def reports(self) -> list[TransformationReport]:
         """Transformations that are over, in that order; broken ones have an error."""
-        return list(self._running.reports)
+        return list(self._running.host.reports)
 
     @property
     def incidents(self) -> list[Incident]:
         """Workers that died or did not answer, and what became of their requests."""
-        return list(self._running.incidents)
+        return list(self._running.host.incidents)
 
     # -- transformations ----------------------------------------------------------------------------------------------
 
