@@ -58,7 +58,8 @@ class Pressure(Policy):
 
 def short_of_memory(view: InstanceView) -> bool:
     """Whether the requests that wait there need more KV blocks than are free."""
-    return view.waiting_tokens > view.free_tokens
+    waiting = view.waiting_tokens
+    return waiting > 0 and waiting > view.free_tokens
 
 
 def merges_for_room(instances: Sequence[InstanceView], known: Collection[int]) -> list[Wish]:

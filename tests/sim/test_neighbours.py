@@ -224,12 +224,13 @@ def test_pipelines_and_rings_are_priced_from_the_roofline_alone():
             make_system(name, SystemSpec(QWEN, H20, 8, cost="aic"))
 
 
-def test_the_page_has_every_figure_of_a_paper_beside_ours_and_those_that_need_no_run_are_right():
+def test_the_page_has_every_figure_of_a_paper_beside_ours_as_they_are_computed():
+    """To 5 % where arithmetic gives them, to 20 % where a run does: the page is to be made anew beyond that."""
     page = PAGE.read_text().split("## Paper X", 1)[1]
-    rows = {(c.system, c.what): c for c in COMPARISONS}
     listed = dict(re.findall(r"^\| (`[a-z]+` \| [^|]+ \| [^|]+ \| [^|]+) \| ([^|]+) \| [^|]+ \|$", page, flags=re.M))
-    assert set(listed) == {f"`{c.system}` | {c.what} | {c.setting} | {c.paper}" for c in rows.values()}
-    for c in rows.values():
-        if not c.simulated:
-            assert listed[f"`{c.system}` | {c.what} | {c.setting} | {c.paper}"] == c.here(), c.what
-    assert sum(not c.simulated for c in rows.values()) >= 5
+    rows = {f"`{c.system}` | {c.what} | {c.setting} | {c.paper}": c for c in COMPARISONS}
+    assert set(listed) == set(rows)
+    for row, comparison in rows.items():
+        told, found = (re.findall(r"[+-]?\d+\.?\d*", text) for text in (listed[row], comparison.here()))
+        close = pytest.approx([float(each) for each in told], rel=0.2 if comparison.simulated else 0.05, abs=0.1)
+        assert [float(each) for each in found] == close, row
