@@ -2,6 +2,7 @@
 
 from command import gyges
 
+from gyges.sim import papers
 from gyges.sim.system import SYSTEMS
 
 
@@ -32,3 +33,14 @@ def test_what_is_unknown_is_refused_by_name(capfd, monkeypatch):
     outcome = gyges(capfd, monkeypatch, "sim", "systems", "--hardware", "h21x8")
     assert outcome.code == 2
     assert "h20" in outcome.err
+
+
+def test_what_papers_report_is_shown_beside_what_the_simulator_gives(capfd, monkeypatch):
+    short = [each for each in papers.COMPARISONS if each.system in ("seesaw", "pipelive")]
+    monkeypatch.setattr(papers, "COMPARISONS", short)
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = gyges(capfd, monkeypatch, "sim", "systems", "--papers", "--json")
+    assert [row["system"] for row in outcome.document["comparisons"]] == ["seesaw", "pipelive"]
+    assert all(row["here"] and row["why"] for row in outcome.document["comparisons"])
+    assert "-97.2 %" in outcome.err
+    assert all(len(line) <= 80 for line in outcome.err.splitlines())
