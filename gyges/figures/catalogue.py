@@ -4,7 +4,12 @@ from gyges.figures import (  # noqa: F401, I001 - in this order
     tradeoff,
     kv,
     weights,
+    steps,
     schedulers,
+    end_to_end,
+    break_even,
+    buckets,
+    traces,
 )
 from gyges.figures.base import FIGURES
 

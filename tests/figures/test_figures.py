@@ -8,7 +8,7 @@ import pytest
 
 from gyges.errors import UnknownNameError
 from gyges.figures import paper
-from gyges.figures.base import Context
+from gyges.figures.base import GROUPS, Context
 from gyges.figures.catalogue import FIGURES
 from gyges.figures.run import make_figures
 from gyges.figures.tradeoff import fitted_bytes_per_token, fitted_context
@@ -49,19 +49,21 @@ def test_lines_are_the_same_for_people_and_for_programs(made):
             assert f"| {line['what']} | {line['shown']['paper']} | {line['shown']['here']} |" in text
 
 
-def test_every_figure_of_the_paper_compares_with_it(made):
+def test_every_group_has_a_figure_and_every_figure_of_the_paper_compares_with_it(made):
     _, document = made
+    assert {kind.group for _, kind in FIGURES.items()} == set(GROUPS)
     for figure in document["figures"].values():
         compared = any(line["paper"] is not None for line in figure["lines"])
         assert compared == (figure["where"] != "beyond the paper")
 
 
 def test_figures_that_are_made_later_join_those_of_the_folder(made, tmp_path):
-    context = Context(read_trace=published_trace, quick=True)
-    make_figures(["weight-transformation"], tmp_path, context)
-    document = make_figures(["tp-tradeoff"], tmp_path, context)
-    assert list(document["figures"]) == ["tp-tradeoff", "weight-transformation"]
-    assert (tmp_path / "lines.md").read_text().count("\n## ") == 2
+    _, document = made
+    others = {name: figure for name, figure in document["figures"].items() if name != "tp-tradeoff"}
+    (tmp_path / "figures.json").write_text(json.dumps({"figures": others}))
+    joined = make_figures(["tp-tradeoff"], tmp_path, Context(read_trace=published_trace, quick=True))
+    assert list(joined["figures"]) == FIGURES.names()
+    assert (tmp_path / "lines.md").read_text().count("\n## ") == len(FIGURES.names())
 
 
 def test_an_unknown_figure_is_refused_before_any_is_made(tmp_path):
