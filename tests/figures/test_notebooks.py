@@ -28,7 +28,11 @@ def test_a_notebook_runs_and_is_kept_with_its_outputs(path):
     assert all(cell.outputs for cell in cells if "show(" in cell.source)
     kept = [_kinds(cell) for cell in cells]
     client = nbclient.NotebookClient(
-        book, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        book,
+        timeout=60,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()  # raises what a cell raised
     assert [_kinds(cell) for cell in cells] == kept, "what is kept is not what the cells display now: run it again"
