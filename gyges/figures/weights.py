@@ -147,7 +147,7 @@ _READINGS = (
 
 
 def draw(data: Data) -> Figure:
-    figure = new_figure(11.0, 7.2)
+    figure = new_figure(10.5, 6.8)
     figure.get_layout_engine().set(hspace=0.08)
     grid = figure.add_gridspec(2, 2)
     for place, kind in enumerate(("merge", "split")):
