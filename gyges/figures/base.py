@@ -184,7 +184,10 @@ class Context:
     ) -> Workload:
         """Raises UserError for a trace that there is none of."""
         trace = self.read_trace(name, rate=rate, limit=limit, mix_in=mix_in)
-        self.used[trace.content_sha256] = trace.manifest()
+        about = trace.manifest()
+        if about["provenance"]["format"] == "synthetic":
+            about["provenance"].pop("details")  # the source is a specification that says it all
+        self.used[trace.content_sha256] = about
         requests = [SimRequest(r.arrival_s, r.prompt_tokens, r.output_tokens) for r in trace.requests]
         return Workload(trace.name, requests)
 

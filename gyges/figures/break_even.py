@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gyges.figures.base import FIGURES, Context, Data, FigureKind, Line, Workload
+from gyges.figures.base import FIGURES, Context, Data, FigureKind, Line
 from gyges.figures.replays import Contender, simulate
 from gyges.metrics.definitions import e2e_s
 from gyges.metrics.plots import new_figure
 from gyges.metrics.summary import distribution
+from gyges.sim.simulator import SimResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,17 +51,19 @@ def make(context: Context) -> Data:
                 f"+constant?rate={1 / 60:.6f}&start=15&prompt={length}&output=200&duration={duration}"
             )
             workload = context.workload(spec)
-            statics = {c.label: _mean_e2e(c, workload, 1.0) for c in STATICS}
+            statics = {c.label: _mean_e2e(simulate(c, workload)) for c in STATICS}
             able = {label: seconds for label, seconds in statics.items() if seconds is not None}
             best = min(able, key=lambda label: able[label])
             for factor in factors:
-                ours = _mean_e2e(GYGES, workload, factor)
+                result = simulate(GYGES, workload, switch_factor=factor)
+                ours = _mean_e2e(result)
                 rows.append(
                     {
                         "long_prompt_tokens": length,
                         "short_per_s": load,
                         "switch_factor": factor,
                         "gyges_e2e_s": ours,
+                        "changes": len(result.transformations),
                         "mix_e2e_s": able[MIX],
                         "best_static": best,
                         "best_e2e_s": able[best],
@@ -71,11 +74,9 @@ def make(context: Context) -> Data:
     return Data(rows, _lines(rows), _READINGS)
 
 
-def _mean_e2e(contender: Contender, workload: Workload, factor: float) -> float | None:
+def _mean_e2e(result: SimResult) -> float | None:
     """Seconds; None: somebody was never served."""
-    found = distribution(
-        [v for r in simulate(contender, workload, switch_factor=factor).records if (v := e2e_s(r)) is not None]
-    )
+    found = distribution([value for record in result.records if (value := e2e_s(record)) is not None])
     return None if found["infinite"] else found["mean"]
 
 

@@ -75,7 +75,19 @@ def write_figure(folder: Path, name: str, kind: FigureKind, data: Data) -> list[
     """CSV, PNG (150 dpi), SVG; each is the old file or the new one, never half of either."""
     table = folder / f"{name}.csv"
     write_bytes(table, to_csv(data.rows).encode())
-    return [table, *save_figures(folder, {name: kind.draw(data)})]
+    plots = save_figures(folder, {name: kind.draw(data)})
+    _palette(folder / f"{name}.png")
+    return [table, *plots]
+
+
+def _palette(path: Path) -> None:
+    """Rewrites a PNG with a palette of 255 colours: a third of the size, and nothing that can be seen is lost in a plot."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(255).save(buffer, "png", optimize=True, dpi=image.info.get("dpi"))
+    write_bytes(path, buffer.getvalue())
 
 
 def to_csv(rows: Sequence[Row]) -> str:
