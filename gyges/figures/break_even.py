@@ -99,6 +99,7 @@ def _price(factor: float) -> str:
 _READINGS = (
     "The best static layout is chosen anew in every cell, knowing the whole trace; gyges does not know it.",
     "Our room for KV cache: two H20 hold the longest requests. gyges merges for those that do not fit, not for speed.",
+    "In some cells dearer switches do better: gyges then makes fewer of them (column changes) and keeps its wide instance.",
     "Where nobody is saturated TP8 is the best layout: with NVLink and CUDA graphs tensor parallelism costs an H20 little, and "
     "one request has all devices. Transforming pays where narrow instances are needed for their throughput.",
 )
