@@ -78,8 +78,12 @@ class Hosted:
         return len(self.sim.waiting)
 
     @property
-    def _done(self) -> int:
-        return self.sim.done(self._clock.now)
+    def _free_blocks(self) -> int:
+        sim, now = self.sim, self._clock.now
+        done = sim.done(now)
+        if done and sim.busy is not None and sim.busy[done - 1] == now:
+            done -= 1  # that step ends at this very moment, and the next one has taken nothing yet
+        return sim.free_at(done)
 
     @property
     def remaining_tokens(self) -> int:
@@ -90,11 +94,11 @@ class Hosted:
 
     @property
     def free_tokens(self) -> int:
-        return self.sim.free_at(self._done) * self.sim.limits.block_size
+        return self._free_blocks * self.sim.limits.block_size
 
     @property
     def held_tokens(self) -> int:
-        return (self.sim.total_blocks - self.sim.free_at(self._done)) * self.sim.limits.block_size
+        return (self.sim.total_blocks - self._free_blocks) * self.sim.limits.block_size
 
     @property
     def prefill_tokens(self) -> int:
