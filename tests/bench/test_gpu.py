@@ -17,10 +17,11 @@ from gyges.bench.transform.shapes import SHAPES
 from gyges.errors import EngineError
 from gyges.kernels import reference
 from gyges.kernels.sets import make_kernels
-from gyges.kernels.triton import interpreting
+from gyges.kernels.triton import interpreting, why_not
 from gyges.kv_cache.layouts import LAYOUTS
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
+pytestmark = pytest.mark.skipif(bool(why_not(DEVICE)), reason=why_not(DEVICE))
 PAGE, TINY = 16384, SHAPES.get("tiny").geometry
 SMALL = Sizes(dim=16, lengths=(1, 40), chunk=(17, 20)) if interpreting() else Sizes()
 TINY_TOKEN_BYTES = 2 * 4 * 16 * 4  # of one layer: K and V, 4 heads of 16, float32

@@ -10,11 +10,12 @@ from paged import ALL, BLOCKS, DIM, Cache
 pytest.importorskip("triton")
 
 from gyges.kernels import reference
-from gyges.kernels.triton import interpreting
+from gyges.kernels.triton import interpreting, why_not
 from gyges.kernels.triton.decode import DecodeTuning, choose_splits, decode_attention
 from gyges.kernels.triton.prefill import prefill_attention
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
+pytestmark = pytest.mark.skipif(bool(why_not(DEVICE)), reason=why_not(DEVICE))
 SCALE = 0.25
 
 

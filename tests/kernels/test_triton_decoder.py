@@ -10,11 +10,12 @@ from gyges.bench.gpu.model import LocalModel
 from gyges.errors import UserError
 from gyges.kernels import triton as kernels_triton
 from gyges.kernels.sets import make_kernels
-from gyges.kernels.triton import interpreting
+from gyges.kernels.triton import interpreting, why_not
 from gyges.models.graphs import DecodeGraphs
 from gyges.models.hub import resolve_model
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
+pytestmark = pytest.mark.skipif(bool(why_not(DEVICE)), reason=why_not(DEVICE))
 LONG, SHORT = [5, 6, 7, 300, 9, 41, 2, 77, 8, 13, 200], [90, 4, 17]
 LONG_BLOCKS, SHORT_BLOCKS = [3, 0, 5], [1, 4]
 
@@ -102,3 +103,12 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch):
 def test_an_unknown_kernel_set_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match=r"cpu.*triton"):
         make_kernels(torch.device("cpu"), "cutlass")
+
+
+def test_a_release_whose_interpreter_is_broken_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    releases = {"triton": "3.6.0", "numpy": "2.4.1"}
+    monkeypatch.setattr(kernels_triton.importlib.metadata, "version", releases.__getitem__)
+    assert "triton>=3.7" in kernels_triton.why_not(torch.device("cpu"))
+    releases["triton"] = "3.7.1+git"
+    assert kernels_triton.why_not(torch.device("cpu")) == ""

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from gyges.core import ModelGeometry
 from gyges.kernels import reference
-from gyges.kernels.triton import interpreting
+from gyges.kernels.triton import interpreting, why_not
 from gyges.kernels.triton.allreduce import PeerBuffers, all_reduce, signal_count
 from gyges.kernels.triton.copy import copy_pages, copy_runs
 from gyges.kernels.triton.write import rope_write
@@ -21,6 +21,7 @@ from gyges.kv_cache.layouts import LAYOUTS, KVGeometry
 from gyges.transform.copies import kv_copies
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
+pytestmark = pytest.mark.skipif(bool(why_not(DEVICE)), reason=why_not(DEVICE))
 
 
 # -- KV write ---------------------------------------------------------------------------------------------------------

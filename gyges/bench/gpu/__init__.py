@@ -6,6 +6,7 @@
     copies.py      transfers and compaction of KV blocks, beside a plain copy
     model.py       a model alone on a device, without an engine
     step.py        a whole decode step, beside its bandwidth floor and transformers
+    machine_code.py  what the compiled kernels look like; needs no GPU
     parity.py      a self-test of the kernels, each against its twin
 
 Every function takes the device. On a CPU they run too, in small form and with whatever kernels there are: that is how they are

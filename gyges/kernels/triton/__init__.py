@@ -14,6 +14,7 @@ Not yet run on hardware (docs/cuda.md).
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from math import gcd
@@ -34,15 +35,28 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def require_triton(device: torch.device) -> None:
-    """Raises UserError, with the remedy, if Triton kernels cannot run on ``device`` in this process."""
+def why_not(device: torch.device) -> str:
+    """Why Triton kernels cannot run on ``device`` in this process, with the remedy; empty if they can."""
     if not has_triton():
-        raise UserError("the Triton kernels need the package triton: pip install 'triton>=3.6' (Linux only)")
+        return "the Triton kernels need the package triton: pip install 'triton>=3.6' (Linux only)"
     if device.type == "cpu" and not interpreting():
-        raise UserError(
+        return (
             "Triton kernels run on a GPU; on a CPU only in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts, "
             "or use the kernel set 'cpu'"
         )
+    if interpreting() and _release("triton") < (3, 7) and _release("numpy") >= (2, 4):
+        return "the interpreter of Triton 3.6 fails with numpy 2.4 and newer: pip install 'triton>=3.7' or 'numpy<2.4'"
+    return ""
+
+
+def _release(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+
+
+def require_triton(device: torch.device) -> None:
+    """Raises UserError if Triton kernels cannot run on ``device`` in this process."""
+    if reason := why_not(device):
+        raise UserError(reason)
 
 
 def alignment(head_dim: int) -> int:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 _MAX_PROGRAMS = 32  # few, so that all of them run at once: they wait for their counterparts
-_BLOCK = 1024
+_BLOCK = 2048
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def _all_reduce(
         i = start + tl.arange(0, BLOCK)
         total = tl.zeros([BLOCK], tl.float32)
         for peer in range(RANKS):
-            part = tl.load(buffers + peer).to(out.dtype)
+            part = tl.multiple_of(tl.load(buffers + peer).to(out.dtype), 16)
             total += tl.load(part + i, mask=i < count, other=0.0).to(tl.float32)
         tl.store(out + i, total.to(out.dtype.element_ty), mask=i < count)
     if SYNCHRONIZE:
@@ -66,11 +66,13 @@ def _all_reduce(
 class PeerBuffers:
     """What one rank knows of a group: the addresses, in its own process, of every rank's input buffer and signals.
 
-    Signals start as zeros and are zeros again after every all-reduce. Raises nothing; the caller has mapped the peers' memory.
+    Signals start as zeros and are zeros again after every all-reduce. The caller has mapped the peers' memory; buffers start at a
+    multiple of 16 bytes.
     """
 
     def __init__(self, buffers: Sequence[int], signals: Sequence[int], rank: int, device: torch.device) -> None:
         assert len(buffers) == len(signals), "one buffer and one set of signals per rank"
+        assert not any(address % 16 for address in buffers), "a buffer starts at a multiple of 16 bytes"
         self.rank, self.ranks = rank, len(buffers)
         self.buffers = torch.tensor(buffers, dtype=torch.int64, device=device)
         self.signals = torch.tensor(signals, dtype=torch.int64, device=device)

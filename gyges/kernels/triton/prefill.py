@@ -89,12 +89,13 @@ def prefill_attention(
     scale: float,
     out: torch.Tensor,
     *,
-    queries: int = 64,
-    tile: int = 64,
+    queries: int = 0,
+    tile: int = 0,
 ) -> None:
     """See :meth:`gyges.kernels.base.KernelSet.prefill_attention`. q and out are contiguous, in the cache's dtype or float32.
 
-    ``queries``, ``tile``: new tokens and context tokens at a time, powers of two of at least 16.
+    ``queries``, ``tile``: new tokens and context tokens at a time, powers of two of at least 16; 0 chooses. In float32, without
+    tensor cores, tiles of 64 would not fit into the registers.
     """
     count, query_heads, dim = q_NHD.shape
     if not count:
@@ -104,10 +105,11 @@ def prefill_attention(
     values = cache.values
     upcast = interpreting() or values.dtype == torch.float32
     query = q_NHD if upcast else q_NHD.to(values.dtype)
-    queries = min(queries, max(16, triton.next_power_of_2(count)))
+    fits = 32 if values.dtype == torch.float32 else 64
+    queries = min(queries or fits, max(16, triton.next_power_of_2(count)))
     _chunk[(triton.cdiv(count, queries), query_heads)](
         query, values, base, table, cache.heads, out, count, start, cache.kv_stride, cache.token_stride, scale * _LOG2E,
         GROUP=query_heads // len(cache.heads), DIM=dim, BLOCK_SIZE=cache.block_size,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), QUERIES=queries, TILE=tile, ALIGN=alignment(dim),
-        UPCAST=upcast, num_warps=4, num_stages=2,
+        BLOCK_D=max(16, triton.next_power_of_2(dim)), QUERIES=queries, TILE=tile or fits,
+        ALIGN=alignment(dim), UPCAST=upcast, num_warps=4 if fits == 64 else 8, num_stages=3 if fits == 64 else 2,
     )  # fmt: skip

@@ -41,13 +41,13 @@ def _rope_write(
     c = tl.load(cos + angle, mask=f_in, other=0.0)[None, :]
     s = tl.load(sin + angle, mask=f_in, other=0.0)[None, :]
     if tl.program_id(1) == 0:
-        h = tl.arange(0, BLOCK_Q)
-        mask = (h < QUERY_HEADS)[:, None] & f_in[None, :]
-        at = q + (n * QUERY_HEADS + h)[:, None] * (2 * HALF) + f[None, :]
-        a = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
-        tl.store(at, (a * c - b * s).to(q.dtype.element_ty), mask=mask)
-        tl.store(at + HALF, (b * c + a * s).to(q.dtype.element_ty), mask=mask)
+        g = tl.arange(0, BLOCK_Q)
+        g_mask = (g < QUERY_HEADS)[:, None] & f_in[None, :]
+        query = q + (n * QUERY_HEADS + g)[:, None] * (2 * HALF) + f[None, :]
+        a = tl.load(query, mask=g_mask, other=0.0).to(tl.float32)
+        b = tl.load(query + HALF, mask=g_mask, other=0.0).to(tl.float32)
+        tl.store(query, (a * c - b * s).to(q.dtype.element_ty), mask=g_mask)
+        tl.store(query + HALF, (b * c + a * s).to(q.dtype.element_ty), mask=g_mask)
     else:
         slot = tl.load(slots + n)
         h = tl.arange(0, BLOCK_KV)
@@ -59,14 +59,14 @@ def _rope_write(
         value = key + PER_SHARD * 2 * HALF
         at = tl.multiple_of(base + slot + tl.load(heads + h, mask=h_in, other=0), ALIGN)
         to = cache + at[:, None] + f[None, :]
-        a = tl.load(key, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(key + HALF, mask=mask, other=0.0).to(tl.float32)
-        tl.store(to, (a * c - b * s).to(cache.dtype.element_ty), mask=mask)
-        tl.store(to + HALF, (b * c + a * s).to(cache.dtype.element_ty), mask=mask)
-        low = tl.load(value, mask=mask, other=0.0).to(tl.float32)
-        high = tl.load(value + HALF, mask=mask, other=0.0).to(tl.float32)
-        tl.store(to + kv_stride, low.to(cache.dtype.element_ty), mask=mask)
-        tl.store(to + kv_stride + HALF, high.to(cache.dtype.element_ty), mask=mask)
+        k = tl.load(key, mask=mask, other=0.0).to(tl.float32)
+        k_half = tl.load(key + HALF, mask=mask, other=0.0).to(tl.float32)
+        tl.store(to, (k * c - k_half * s).to(cache.dtype.element_ty), mask=mask)
+        tl.store(to + HALF, (k_half * c + k * s).to(cache.dtype.element_ty), mask=mask)
+        v = tl.load(value, mask=mask, other=0.0).to(tl.float32)
+        v_half = tl.load(value + HALF, mask=mask, other=0.0).to(tl.float32)
+        tl.store(to + kv_stride, v.to(cache.dtype.element_ty), mask=mask)
+        tl.store(to + kv_stride + HALF, v_half.to(cache.dtype.element_ty), mask=mask)
 
 
 def rope_write(
