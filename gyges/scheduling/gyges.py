@@ -134,7 +134,10 @@ class Gyges(Policy):
             return None
         view = instances[index]
         waiting_s = host.prices.work_s(view.remaining_tokens, view.degree)
-        if waiting_s <= host.prices.transformation_s((host.lowest,) * view.degree, (view.degree,), 0):
+        parts_of_it = (host.lowest,) * (view.degree // host.lowest)
+        if sum(parts_of_it) == view.degree and waiting_s <= host.prices.transformation_s(
+            parts_of_it, (view.degree,), 0
+        ):
             return None  # no merge could be cheaper
         degrees = degrees_for(ask.length, instances, host)
         assert not isinstance(degrees, Reject), "an instance can hold it"

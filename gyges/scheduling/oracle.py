@@ -32,7 +32,8 @@ class Oracle(Gyges):
         wishes = super().review(instances, host, now)
         if coming is None or host.pending:
             return wishes
-        price = host.prices.transformation_s((host.lowest,), (max(host.max_tokens),), 0)
+        wide = max(degree for degree in host.max_tokens if degree % host.lowest == 0)
+        price = host.prices.transformation_s((host.lowest,) * (wide // host.lowest), (wide,), 0)
         merge_s = coming.arrival_s - self.lead * price
         self._wake(merge_s, now)
         if any(view.max_tokens >= coming.length for view in instances):

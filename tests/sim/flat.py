@@ -31,6 +31,8 @@ class Flat:
         return tuple(sorted(self.kv_tokens))
 
     def switch(self, before, after, held_tokens):
+        assert sum(before) == sum(after)
+        assert (len(before) == 1) != (len(after) == 1)
         self.asked.append((before, after, tuple(held_tokens)))
         merging = len(after) == 1
         return Switch(

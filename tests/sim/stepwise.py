@@ -89,6 +89,9 @@ class Stepwise:
     def run(self, requests):
         arrived = 0
         self.arrivals = [request.arrival_s for request in requests]
+        if hasattr(self.policy, "foresee"):
+            lengths = [(r.prompt_tokens + r.output_tokens - 1, r.prompt_tokens, r.arrival_s) for r in requests]
+            self.policy.foresee([Ask(*each, f"r{number}") for number, each in enumerate(lengths)])
         while True:
             if arrived == len(requests) and not self.unfinished and not self.going and not self.restarting:
                 return self.times

@@ -65,6 +65,7 @@ CHANGING = {
     "gyges:paper": lambda: make_policy("gyges:paper"),
     "llf": lambda: make_policy("llf"),
     "rr": lambda: make_policy("rr"),
+    "oracle": lambda: make_policy("oracle"),
     "restart": lambda: make_policy("restart+hold=1"),
     "pressure": lambda: make_policy("pressure"),
     "elastic": lambda: make_policy("elastic+share=8"),

@@ -187,3 +187,15 @@ def test_every_system_serves_a_mixed_trace_with_the_policy_that_it_is_meant_for(
         assert record.status == "completed" or (record.status == "rejected" and "KV cache" in record.reason)
     assert prepared.facts["policy"] == prepared.system.policy
     assert all(event.end_s >= event.start_s >= event.asked_s for event in result.transformations)
+
+
+@pytest.mark.parametrize("policy", ["gyges", "gyges:paper", "oracle", "llf", "rr", "on-demand"])
+def test_a_host_whose_lowest_degree_is_not_1_merges_and_splits_too(policy):
+    """Prices are asked of whole instances only: TP4 and TP4 to TP8, never of as many TP4 as there are devices."""
+    prepared = prepare(SimSetup(model="meta-llama/Llama-3.1-70B", hardware="h20x16", policy=policy))
+    assert prepared.system.degrees[0] == 4
+    longest = prepared.system.kv_tokens[4]
+    requests = [SimRequest(1.0 * i, longest + 5000 if i % 9 == 3 else 2000, 60) for i in range(60)]
+    result = prepared.simulator().run(requests)
+    assert {record.status for record in result.records} == {"completed"}
+    assert any(event.kind == "merge" for event in result.transformations)
