@@ -27,6 +27,7 @@ class AddressRange(Protocol):
 
     name: str
     num_pages: int
+    length: int  # bytes
     address: int
     table: np.ndarray  # int32 [slots]: the page at each slot, -1 where nothing is mapped; the pool writes it
     table_start: int  # of this range's part of the device's page table, which peers read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -65,10 +66,11 @@ class CpuMemory:
 
 
 class CudaMemory:
-    """``driver``: of the device; it serves the pool and all peers.   stream: for copies, apart from the model's kernels."""
+    """``driver``: of the device; it serves the pool and all peers.   stream: for copies, apart from the model's kernels.
+    kernel: all runs of a batch in one launch of the page copy kernel (Triton); off: a copy of the driver's for each run."""
 
-    def __init__(self, driver: CudaDriver, stream: int) -> None:
-        self.driver, self.stream = driver, stream
+    def __init__(self, driver: CudaDriver, stream: int, *, kernel: bool = True) -> None:
+        self.driver, self.stream, self.kernel = driver, stream, kernel
 
     def pool(self, capacity: int, page_bytes: int, name: str) -> PagePool:
         from gyges.memory.cuda import CudaPagePool
@@ -89,10 +91,35 @@ class CudaMemory:
         lengths: np.ndarray,
         loops: tuple[Loop, ...],
     ) -> None:
+        if self.kernel:
+            self._launch(target, peer, dst_at, src_at, lengths, loops)
+            return
         for loop in loops:
             dst_at, src_at, lengths = _repeat(loop, dst_at, src_at, lengths)
         for to, start, size in zip(dst_at.tolist(), src_at.tolist(), lengths.tolist(), strict=True):
             self.driver.copy(target.address + to, peer.address + start, size, self.stream)
+
+    def _launch(
+        self,
+        target: AddressRange,
+        peer: PeerMemory,
+        dst_at: np.ndarray,
+        src_at: np.ndarray,
+        lengths: np.ndarray,
+        loops: tuple[Loop, ...],
+    ) -> None:
+        import torch
+
+        from gyges.kernels.triton.copy import copy_runs
+
+        if not len(dst_at):
+            return
+        # The tensor begins where something is mapped: a launcher may refuse addresses that the driver knows nothing about.
+        first = int(dst_at.min())
+        into = target.tensor(torch.uint8, (target.length - first,), first)
+        on_gpu = into.device.type == "cuda"
+        with torch.cuda.stream(torch.cuda.ExternalStream(self.stream)) if on_gpu else nullcontext():
+            copy_runs(into, peer.tensor(), dst_at - first, src_at, lengths, loops)
 
     def wait(self) -> None:
         self.driver.wait(self.stream)

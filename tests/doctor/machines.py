@@ -19,6 +19,7 @@ PACKAGES = (
     "pyarrow",
     "pyyaml",
     "datasets",
+    "transformers",
 )
 
 

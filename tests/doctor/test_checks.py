@@ -4,14 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from memory.backends import fake_driver
 from memory.fake_driver import FakeCuda
 
-from gyges.config import MIB
-from gyges.doctor.checks import gpu, kernels, memory
+from gyges.bench.gpu.attention import AttentionBench
+from gyges.bench.gpu.copies import CopyBench
+from gyges.bench.gpu.step import StepBench
+from gyges.doctor.checks import gpu, gpu_kernels, kernels, memory
 from gyges.doctor.checks.gpu import Gpu
 from gyges.doctor.checks.gpu_transform import Size, transformations
 from gyges.kernels import reference
+from gyges.kernels.triton import interpreting
 from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
 from gyges.memory.cuda import CudaPagePool
 
@@ -101,11 +105,37 @@ def test_copies_are_timed_at_every_size(device, api):
 
 
 def test_a_merge_and_a_split_on_cuda_devices_find_everything_again(device, api):
-    size = Size("tiny", 3 * MIB, 16 * PAGE, ("shard-pages", "token-first"))
+    size = Size("tiny", 2560 * 1024, 16 * PAGE, ("shard-pages",))
     found = transformations(device, size)
-    assert set(found["figures"]["cells"]) == {f"{name}, padding {p}" for name in size.layouts for p in ("on", "off")}
-    padded = found["figures"]["cells"]["shard-pages, padding on"]["merge"]
-    assert padded["weights_bytes"] == 0
-    assert padded["kv_bytes"] > 0
+    padded, packed, by_driver = found["figures"]["cells"].values()
+    assert padded["merge"]["weights_bytes"] == 0 < packed["merge"]["weights_bytes"]
+    assert padded["merge"]["kv_bytes"] == by_driver["merge"]["kv_bytes"] > 0
     assert found["goals"][1]["met"]
     assert api.leaks() == {}
+
+
+@pytest.mark.skipif(not interpreting(), reason="kernels are compiled in this process")
+def test_kernel_checks_run_in_small_form_and_name_their_goals():
+    cpu, small = torch.device("cpu"), {"page_bytes": PAGE, "copy_bytes": 1 << 16, "kernels": "triton"}
+    found = gpu_kernels.attention(
+        cpu, AttentionBench(("tiny",), batches=(1, 500), contexts=(20,), repeats=1, memory_bytes=1 << 20, **small)
+    )
+    assert "4 not reached or too large" in found["summary"]
+    assert [goal["unit"] for goal in found["goals"]] == ["ratio", "ratio"]
+    assert found["goals"][1]["reached"] > 0
+    bench = StepBench("tiny", "float32", "header-centric", (1,), 10, 1, **small, beside_transformers=False)
+    assert len(gpu_kernels.steps(cpu, bench)["goals"]) == 1
+    copies = gpu_kernels.copies(cpu, CopyBench("tiny", kv_bytes=64 << 10, page_bytes=PAGE, repeats=1))
+    assert "shard-pages" in copies["summary"]
+    rows = gpu_kernels.tuning(
+        cpu, shape="tiny", batch=1, context=20, repeats=1, page_bytes=PAGE, memory_bytes=1 << 18, deadline_s=-1.0
+    )
+    assert len(rows["figures"]["rows"]) == 1
+
+
+def test_a_goal_is_not_met_by_what_was_not_measured():
+    nothing = gpu_kernels.attention(
+        torch.device("cpu"),
+        AttentionBench(("tiny",), contexts=(20,), memory_bytes=1, copy_bytes=1 << 16, kernels="cpu", deadline_s=-1),
+    )
+    assert [goal["met"] for goal in nothing["goals"]] == [None, None]

@@ -84,6 +84,19 @@ def gpus(count: int = 1, *packages: str) -> Applies:
     return cannot
 
 
+def no_gpu(*packages: str) -> Applies:
+    """A machine without one, and these packages: where there is a GPU, another check says more."""
+
+    def cannot(facts: Sequence[Fact]) -> str:
+        return (
+            "there is a GPU: its own checks run instead"
+            if data_of(facts, "gpu", "devices")
+            else lacks(*packages)(facts)
+        )
+
+    return cannot
+
+
 def test_files(*packages: str) -> Applies:
     """A checkout with its tests, and pytest."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gyges.doctor.checks import add, cpu_devices, gpus, test_files
+from gyges.doctor.checks import add, cpu_devices, gpus, no_gpu, test_files
 
 _ENGINE = ("torch", "numba", "msgspec", "safetensors")
 
@@ -13,6 +13,10 @@ add(
     cpu_devices(*_ENGINE, "transformers"),
 )  # fmt: skip
 add("collectives-cpu", "all-reduce of four processes over shared memory", "rates:all_reduce", 60, cpu_devices("torch"))
+add(
+    "kernels-triton", "Triton kernels under Triton's interpreter", "gpu_kernels:interpreted", 120,
+    no_gpu("torch", "triton"),
+)  # fmt: skip
 add("tests-memory", "the test suite's memory tests", "suite:memory", 120, test_files("torch"))
 add("tests-kernels", "the test suite's kernel parity tests", "suite:kernels", 180, test_files("torch", "numba"))
 add("copy-rate-cpu", "memory bandwidth and matrix products of all cores", "rates:copies", 60, cpu_devices("torch"))
@@ -28,10 +32,24 @@ _CUDA = ("torch", "cuda-bindings")
 
 add("pool-cuda", "page pool on the GPU, and a peer process that reads it", "gpu:pool_contract", 60, gpus(1, *_CUDA))
 add("gaps-cuda", "kernels over ranges that begin unmapped", "gpu:gaps", 60, gpus(1, *_CUDA, "triton"))
+add(
+    "kernels-cuda", "Triton kernels against their twins on the GPU", "gpu_kernels:parity", 120,
+    gpus(1, "torch", "triton"),
+)  # fmt: skip
 add("vmm-costs", "what mapping and unmapping a page costs", "gpu:vmm_costs", 60, gpus(1, *_CUDA))
 add("budget-cuda", "the device agrees with the pool's budget", "gpu:budget", 60, gpus(1, *_CUDA))
 add("copy-rate-cuda", "copies from place to place of the device", "gpu:copies", 60, gpus(1, *_CUDA))
 add(
     "transform-cuda", "a merge and a split at 90 % KV fill against copies", "gpu_transform:transformations", 120,
-    gpus(1, *_CUDA, "numba", "msgspec"),
+    gpus(1, *_CUDA, "triton", "msgspec"),
 )  # fmt: skip
+add(
+    "attention-cuda", "decode attention of 8K and 64K contexts against copy bandwidth", "gpu_kernels:attention", 100,
+    gpus(1, "torch", "triton"),
+)  # fmt: skip
+add("copies-cuda", "page copy kernel against a plain copy", "gpu_kernels:copies", 60, gpus(1, "torch", "triton"))
+add(
+    "step-cuda", "a decode step of Llama-3-8B's shape against its floor", "gpu_kernels:steps", 120,
+    gpus(1, "torch", "triton", "transformers"),
+)  # fmt: skip
+add("tuning-cuda", "launch parameters of decode attention", "gpu_kernels:tuning", 60, gpus(1, "torch", "triton"))
