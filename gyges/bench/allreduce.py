@@ -1,4 +1,4 @@
-"""All-reduce of a small message over several worker processes: the engine's shared memory against gloo.
+"""All-reduce of a small message over several worker processes: the engine's shared memory against gloo; NCCL, a GPU for each.
 
 ``python -m gyges.bench.allreduce '{"backend": "shm", ...}'`` is one worker; :func:`all_reduce_times` starts them all. One
 thread each, as the engine's workers have where they outnumber cores. Rank 0's seconds of each call, in order.
@@ -20,7 +20,8 @@ from typing import Any
 from gyges.bench.child import ChildError, child_environment
 from gyges.errors import UnknownNameError
 
-BACKENDS = ("shm", "gloo")
+BACKENDS = ("shm", "gloo")  # of CPU devices
+NCCL = "nccl"
 _WARM_UP = 50
 _COLLECTIVE_TIMEOUT_S = 60.0
 
@@ -29,8 +30,8 @@ def all_reduce_times(
     backend: str, workers: int = 4, message_bytes: int = 16 * 1024, calls: int = 400, timeout_s: float = 120.0
 ) -> list[float]:
     """Seconds of each of ``calls`` all-reduces of ``message_bytes`` of fp32. Raises ChildError if any worker fails."""
-    if backend not in BACKENDS:
-        raise UnknownNameError("all-reduce backend", backend, BACKENDS)
+    if backend not in (*BACKENDS, NCCL):
+        raise UnknownNameError("all-reduce backend", backend, (*BACKENDS, NCCL))
     from gyges.parallel.arena import SharedArena
 
     arena = SharedArena.create(workers, message_bytes) if backend == "shm" else None
@@ -88,7 +89,10 @@ def _worker(setup: dict[str, Any]) -> list[float]:
 
     torch.set_num_threads(1)
     rank, workers = setup["rank"], setup["workers"]
-    mine = torch.full((setup["bytes"] // 4,), float(rank + 1))
+    device = torch.device("cuda", rank) if setup["backend"] == NCCL else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mine = torch.full((setup["bytes"] // 4,), float(rank + 1), device=device)
     groups = None
     if setup["backend"] == "shm":
         from gyges.parallel.arena import SharedArena
@@ -110,7 +114,10 @@ def _worker(setup: dict[str, Any]) -> list[float]:
 
         def reduce() -> Any:
             held.copy_(mine)  # in place: without this the sums would grow without bound
-            return group.all_reduce(held)
+            total = group.all_reduce(held)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return total
 
     seconds = []
     for call in range(_WARM_UP + setup["calls"]):

@@ -1,5 +1,6 @@
 """The checks themselves: they pass here, fail where something is broken, and those for GPUs run on a driver made of memory."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from memory.fake_driver import FakeCuda
 from gyges.bench.gpu.attention import AttentionBench
 from gyges.bench.gpu.copies import CopyBench
 from gyges.bench.gpu.step import StepBench
-from gyges.doctor.checks import gpu, gpu_kernels, kernels, memory
+from gyges.doctor.checks import gpu, gpu_kernels, kernels, memory, vmm
 from gyges.doctor.checks.gpu import Gpu
 from gyges.doctor.checks.gpu_transform import Size, transformations
 from gyges.kernels import reference
 from gyges.kernels.triton import interpreting
 from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
 from gyges.memory.cuda import CudaPagePool
+from gyges.sim.hardware import TransformCosts
 
 PAGE = 16 * 1024
 
@@ -69,13 +71,28 @@ def test_another_process_reads_the_pages_of_a_cuda_pool(device, api):
     assert api.leaks() == {}
 
 
-def test_costs_are_per_page_and_leave_nothing(device, api):
-    figures = gpu.vmm_costs(device, pages=16, runs=(1, 4, 8))["figures"]
+def test_costs_are_timed_for_every_run_and_leave_nothing(device, api):
+    figures = vmm.costs(device, pages=16, runs=(1, 4, 8))["figures"]
     assert set(figures["by_run"]) == {"1", "4", "8"}
-    assert figures["map_s"] > 0
-    assert figures["unmap_s"] > 0
+    assert all(seconds > 0 for cost in figures["by_run"].values() for seconds in cost.values())
     assert api.calls.count("cuMemSetAccess") == 3 * 9 + 9
     assert api.leaks() == {}
+
+
+def test_costs_are_split_into_those_of_a_page_and_of_a_range():
+    by_run = {
+        n: {"map_s": 2e-6 * n, "access_s": 30e-6 + 1e-6 * n, "unmap_s": 10e-6 + 4e-6 * n} for n in (1, 8, 64, 512)
+    }
+    assert vmm.fields_of(by_run) == pytest.approx({"map_s": 3e-6, "unmap_s": 4e-6, "range_s": 20e-6})
+    flat = {n: {"map_s": 5e-6 * n, "access_s": 0.0, "unmap_s": 1e-6 * n} for n in (1, 512)}
+    assert vmm.fields_of(flat) == pytest.approx({"map_s": 5e-6, "unmap_s": 1e-6, "range_s": 0.0}, abs=1e-12)
+
+
+def test_what_is_measured_for_the_simulator_has_the_names_of_hardware_files(device):
+    known = {field.name for field in dataclasses.fields(TransformCosts)}
+    measured = [vmm.costs(device, 4, (1, 4)), gpu.copies(device, sizes=(PAGE,))]
+    for each in measured:
+        assert each["figures"]["hardware"].keys() <= known
 
 
 def test_the_budget_is_what_the_device_says(device, api):

@@ -101,10 +101,11 @@ def test_every_check_names_a_function_that_exists():
 
 
 def test_gpu_checks_say_why_they_cannot_run_here():
-    cannot = {each.name: each.cannot(bare()) for each in choose() if each.name.endswith("cuda")}
-    assert cannot
-    assert set(cannot.values()) == {"needs 1 GPU, 0 visible"}
-    assert not any(each.cannot(with_gpus(1)) for each in choose() if each.name.endswith("cuda"))
+    checks = [each for each in choose() if each.name.endswith("cuda")]
+    assert {each.cannot(bare()) for each in checks} == {"needs 1 GPU, 0 visible", "needs 2 GPUs, 0 visible"}
+    assert not any(each.cannot(with_gpus(2)) for each in checks)
+    (triton,) = choose(only=["kernels-triton"])
+    assert (triton.cannot(bare()), "there is a GPU" in triton.cannot(with_gpus(1))) == ("", True)
     assert gpus(2)(with_gpus(1)) == "needs 2 GPUs, 1 visible"
     assert gpus(1, "cuda-bindings")(with_gpus(1, "cuda-bindings")) == "needs cuda-bindings"
     assert cpu_devices("numba")(bare("numba")) == "needs numba"

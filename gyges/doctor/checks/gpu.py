@@ -1,4 +1,4 @@
-"""The CUDA memory pool on the GPU at hand: contract, other processes, costs of virtual memory management, budget, copies.
+"""The CUDA memory pool on the GPU at hand: contract, other processes, budget, copies, ranges that begin unmapped.
 
 Every function takes the device as a :class:`Gpu`; the tests give it one made of this machine's memory, so that a mistake here is
 found before it costs time on a GPU. Not yet run on hardware (docs/cuda.md).
@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from gyges.bench.child import child_environment
@@ -104,73 +103,6 @@ def _seen_by_another_process(gpu: Gpu, pool: CudaPagePool) -> int:
     return len(slots)
 
 
-# -- costs ------------------------------------------------------------------------------------------------------------
-
-
-def vmm_costs(gpu: Gpu | None = None, pages: int = 1024, runs: tuple[int, ...] = (1, 8, 64, 512)) -> dict[str, Any]:
-    """Seconds of each call, per page; of cuMemSetAccess and cuMemUnmap by how many pages one call covers."""
-    gpu = gpu or first_gpu()
-    driver, page = gpu.driver(), gpu.page_bytes
-    began = time.perf_counter()
-    handles = [driver.create(page) for _ in range(pages)]
-    create_s = (time.perf_counter() - began) / pages
-    address = driver.reserve(pages * page)
-    by_run: dict[str, dict[str, float]] = {}
-    for run in runs:
-        samples: dict[str, list[float]] = {"map_s": [], "access_s": [], "unmap_s": []}
-        for _ in range(_REPEATS):
-            for name, seconds in _one_run(driver, address, page, handles[:run]).items():
-                samples[name].append(seconds / run)
-        by_run[str(run)] = {name: statistics.median(values) for name, values in samples.items()}
-    began = time.perf_counter()
-    for handle in handles:
-        driver.release(handle)
-    release_s = (time.perf_counter() - began) / pages
-    driver.free_addresses(address, pages * page)
-    driver.close()
-    pool_s = _pool_costs(gpu, max(runs))
-    figures = {
-        "page_bytes": page, "create_s": create_s, "release_s": release_s, "by_run": by_run, "pool": pool_s,
-        "map_s": by_run[str(runs[0])]["map_s"] + by_run[str(runs[0])]["access_s"], "unmap_s": by_run[str(runs[0])]["unmap_s"],
-    }  # fmt: skip
-    alone, together = figures["map_s"], pool_s["map_s"]
-    text = f"a page of {format_bytes(page)}: map {alone * 1e6:.1f} us alone, {together * 1e6:.1f} us in a run of {max(runs)}; "
-    return {
-        "figures": figures,
-        "summary": text + f"unmap {figures['unmap_s'] * 1e6:.1f} and {pool_s['unmap_s'] * 1e6:.1f} us",
-    }
-
-
-def _one_run(driver: CudaDriver, address: int, page: int, handles: list[Any]) -> dict[str, float]:
-    marks = [time.perf_counter()]
-    for index, handle in enumerate(handles):
-        driver.map(address + index * page, page, handle)
-    marks.append(time.perf_counter())
-    driver.allow(address, len(handles) * page, write=True)
-    marks.append(time.perf_counter())
-    driver.unmap(address, len(handles) * page)
-    marks.append(time.perf_counter())
-    return dict(zip(("map_s", "access_s", "unmap_s"), (b - a for a, b in pairwise(marks)), strict=True))
-
-
-def _pool_costs(gpu: Gpu, run: int) -> dict[str, float]:
-    """Per page, of :meth:`PagePool.map` and ``unmap``, bookkeeping included."""
-    pool = gpu.pool(run)
-    try:
-        where = pool.reserve("kv", run)
-        samples = []
-        for _ in range(_REPEATS):
-            began = time.perf_counter()
-            pool.map(where, range(run))
-            mapped = time.perf_counter()
-            pool.unmap(where, range(run))
-            samples.append((mapped - began, time.perf_counter() - mapped))
-    finally:
-        pool.close()
-    maps, unmaps = zip(*samples, strict=True)
-    return {"pages": run, "map_s": statistics.median(maps) / run, "unmap_s": statistics.median(unmaps) / run}
-
-
 # -- budget -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +173,8 @@ def copies(gpu: Gpu | None = None, sizes: tuple[int, ...] = (2 * MIB, 64 * MIB, 
     gpu = gpu or first_gpu()
     rates = {str(size): copy_rate(gpu, size) for size in sizes}
     best = rates[str(sizes[-1])]
-    figures = {"bytes_per_s": rates, "read_and_written_bytes_per_s": 2 * best}
+    # Named as in the field "transform" of a hardware file.
+    figures = {"bytes_per_s": rates, "hardware": {"local_bytes_per_s": best}}
     text = f"{best / 1e9:.0f} GB/s from place to place of the device ({format_bytes(sizes[-1])}), twice that read and written"
     return {"figures": figures, "summary": text}
 

@@ -14,12 +14,27 @@ _REQUESTS, _PROMPT, _OUTPUT = 32, 64, 32
 
 
 def all_reduce() -> dict[str, Any]:
+    return _all_reduce("shm", _WORKERS)
+
+
+def nccl() -> dict[str, Any]:
+    """A process for each GPU."""
+    import torch
+
+    from gyges.bench.allreduce import NCCL
+
+    return _all_reduce(NCCL, torch.cuda.device_count())
+
+
+def _all_reduce(backend: str, workers: int) -> dict[str, Any]:
+    """The sums are looked at too."""
     from gyges.bench.allreduce import all_reduce_times
 
-    seconds = sorted(all_reduce_times("shm", _WORKERS, _MESSAGE, _CALLS, timeout_s=50.0))
+    seconds = sorted(all_reduce_times(backend, workers, _MESSAGE, _CALLS, timeout_s=50.0))
     p50, p99 = statistics.median(seconds), seconds[int(0.99 * (len(seconds) - 1))]
-    figures = {"workers": _WORKERS, "message_bytes": _MESSAGE, "p50_s": p50, "p99_s": p99}
-    return {"figures": figures, "summary": f"16 KiB in {p50 * 1e3:.2f} ms (p50), {p99 * 1e3:.2f} ms (p99)"}
+    figures = {"backend": backend, "workers": workers, "message_bytes": _MESSAGE, "p50_s": p50, "p99_s": p99}
+    text = f"{workers} workers, 16 KiB in {p50 * 1e3:.3f} ms (p50), {p99 * 1e3:.3f} ms (p99)"
+    return {"figures": figures, "summary": text}
 
 
 def copies() -> dict[str, Any]:
