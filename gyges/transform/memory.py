@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -117,9 +117,17 @@ class CudaMemory:
         # The tensor begins where something is mapped: a launcher may refuse addresses that the driver knows nothing about.
         first = int(dst_at.min())
         into = target.tensor(torch.uint8, (target.length - first,), first)
-        on_gpu = into.device.type == "cuda"
-        with torch.cuda.stream(torch.cuda.ExternalStream(self.stream)) if on_gpu else nullcontext():
+        with self._on_stream(into.device.type):
             copy_runs(into, peer.tensor(), dst_at - first, src_at, lengths, loops)
+
+    def _on_stream(self, device_type: str) -> Any:
+        """What is launched inside goes to this memory's stream; elsewhere than on a GPU there are none."""
+        import torch
+
+        if device_type != "cuda":
+            return nullcontext()
+        stream: Any = torch.cuda.ExternalStream(self.stream)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(stream)
 
     def wait(self) -> None:
         self.driver.wait(self.stream)

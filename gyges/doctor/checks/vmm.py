@@ -16,8 +16,8 @@ _REPEATS = 9
 
 
 def costs(gpu: Gpu | None = None, pages: int = 1024, runs: tuple[int, ...] = (1, 8, 64, 512)) -> dict[str, Any]:
-    """``by_run``: seconds of mapping, access and unmapping of that many neighbouring pages.   hardware: fields of "transform" in a
-    hardware file.   create_s, release_s: of a page.   pool: of a page through the pool, bookkeeping included."""
+    """``by_run``: seconds of mapping, access and unmapping of that many neighbouring pages.   hardware: fields of "transform" in
+    a hardware file.   create_s, release_s: of a page.   pool: of a page through the pool, bookkeeping included."""
     gpu = gpu or first_gpu()
     driver, page = gpu.driver(), gpu.page_bytes
     began = time.perf_counter()
