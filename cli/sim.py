@@ -81,6 +81,16 @@ def run(
     block_size: Annotated[
         int, typer.Option("--block-size", min=0, help="Tokens of a KV block. 0: what the system wants.")
     ] = 0,
+    hosts: Annotated[int, typer.Option("--hosts", min=1, help="Of this hardware each, behind a router.")] = 1,
+    router: Annotated[
+        str, typer.Option("--router", help="Of several hosts: round-robin, least-loaded, length-aware.")
+    ] = "least-loaded",
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail", metavar="120s:host3", help="A failure; 60s:host0.dev2:30s is back after 30 s. Repeat it."
+        ),
+    ] = None,
     slo: Annotated[
         str | None, typer.Option("--slo", metavar="ttft=10,tpot=0.1", help="What counts as good, in seconds.")
     ] = None,
@@ -109,6 +119,9 @@ def run(
         max_batch_tokens=max_batch_tokens,
         max_seqs=max_seqs,
         block_size=block_size,
+        hosts=hosts,
+        router=router,
+        failures=tuple(fail or ()),
     )
     document = sim_run(human_console(json), setup, trace, trace_options, slo, out)
     if json:
@@ -249,3 +262,35 @@ def sweep(
         emit(document)
     if document["state"] in ("failed", "partial"):
         raise typer.Exit(130 if document["state"] == "partial" else 1)
+
+
+@app.command(
+    epilog="Examples:  [cyan]gyges sim bench --trace AzureLLMInferenceTrace_conv.csv --out bench[/cyan]   "
+    "[cyan]gyges sim bench --no-scale[/cyan]   [cyan]gyges sim bench --requests 100000 --policy gyges[/cyan]",
+)
+def bench(
+    trace: Annotated[
+        str | None,
+        typer.Option("--trace", help="The Azure conversation trace of 2023. \\[default: a generated one of its shape]"),
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", min=16, help="Of the largest run on the cluster.")] = 1_000_000,
+    hosts: Annotated[int, typer.Option("--hosts", min=1, help="Of eight devices each.")] = 128,
+    policy: Annotated[str, typer.Option("--policy", help="The scheduler of each host of the cluster.")] = "static",
+    scale: Annotated[bool, typer.Option("--scale/--no-scale", help="The cluster too, which takes minutes.")] = True,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Of the trace on one host.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Of arrivals and lengths.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-sim-bench]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """How fast and how large simulations are, beside the goals: a trace on four devices, and a million requests on 1,024."""
+    from cli.sim_bench import AZURE_LIKE, bench_command
+    from gyges.sim.bench import SimBenchConfig
+    from gyges.sim.setup import SimSetup
+
+    cluster = SimSetup(hardware="h20x8", policy=policy, hosts=hosts)
+    config = SimBenchConfig(cluster=cluster, requests=requests, repeats=repeats, seed=seed)
+    document = bench_command(human_console(json), config, trace or AZURE_LIKE, out, scale=scale)
+    if json:
+        emit(document)

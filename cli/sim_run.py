@@ -33,7 +33,8 @@ def sim_run(
     """Returns summary.json's fields plus ``state``, ``folder`` and ``plots``."""
     prepared = prepare(setup)
     about = {**asdict(setup), "profile": str(setup.profile) if setup.profile else None, "slo": slo}
-    label = f"{setup.model} on {setup.hardware}, {format_instances(prepared.degrees)}, {prepared.policy}"
+    where = f"{setup.hosts} x {setup.hardware}, {setup.router}" if setup.hosts > 1 else setup.hardware
+    label = f"{setup.model} on {where}, {format_instances(prepared.degrees)}, {prepared.policy}"
     return _run(console, prepared, about, label, trace_spec, trace_options, "open", slo, out)
 
 

@@ -158,7 +158,7 @@ class SimHost:
             return found
         held = {device for sample in found for device in sample.devices}
         bare = tuple(device for device in self.devices if device not in held)
-        return [*found, TimelineSample(now, NO_INSTANCE, bare, 0, 0, 0, 0, 0)]
+        return [*found, TimelineSample(now, self.prefix.removesuffix("i") + NO_INSTANCE, bare, 0, 0, 0, 0, 0)]
 
     @property
     def ever(self) -> list[Hosted]:

@@ -30,7 +30,7 @@ def record_of(sequence: SimSequence) -> RequestRecord:
         record.status, record.instance, record.end_s = "completed", sequence.instance, float(times[-1])
         return record
     # As the engine says it: what was computed once has failed, what never began is rejected.
-    begun = sequence.preemptions or not sequence.reason
+    begun = sequence.preemptions or sequence.lost or not sequence.reason
     record.status, record.reason = "failed" if begun else "rejected", sequence.reason or "the policy never placed it"
     record.end_s = float(times[-1]) if len(times) else sequence.arrival_s
     return record

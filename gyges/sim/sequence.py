@@ -33,7 +33,7 @@ class SimSequence:
     samples its last token.   first_step: the first step of this stay that sampled.   admitted_s: when first in a batch.
     stays: (instance, first, end): steps whose end times are the times of its tokens.   arrival_s: on the host's clock.
     instance: name of the one where it ended.   reason: why it did not; "": it did, or it is under way.
-    early: between steps, it decodes and holds the block of its next token already.
+    lost: no host was left for it.   early: between steps, it decodes and holds the block of its next token already.
     """
 
     order: int
@@ -48,6 +48,7 @@ class SimSequence:
     admitted_s: float = -1.0
     preemptions: int = 0
     early: bool = False
+    lost: bool = False
     arrival_s: float = 0.0
     instance: str = ""
     reason: str = ""

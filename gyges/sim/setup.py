@@ -13,6 +13,10 @@ from gyges.errors import UserError
 from gyges.scheduling.batching import BatchLimits
 from gyges.scheduling.routing import RoutingPolicy
 from gyges.scheduling.specification import layout_of, make_policy
+from gyges.sim.cluster.cluster import Cluster
+from gyges.sim.cluster.failures import Failure, parse_failure
+from gyges.sim.cluster.host import ClusterHost
+from gyges.sim.cluster.routers import make_router
 from gyges.sim.cost.base import CostModel
 from gyges.sim.hardware import load_hardware
 from gyges.sim.models import sim_model
@@ -28,7 +32,8 @@ class SimSetup:
     a policy that merges and splits, `fixed` for others.   instances: "tp2,tp1,tp1"; None: as many as there can be of the lowest
     degree that fits.   tp_degrees: that instances may take; empty: all that fit (policies that transform), or those of the
     instances.   kv_tokens: of KV cache for each device, or of an instance by degree; None: what memory is left over.
-    block_size: 0: what the system wants.
+    block_size: 0: what the system wants.   hosts: of this hardware each, behind a router (gyges.sim.cluster.routers), which says
+    nothing where there is one.   failures: "120s:host3" (gyges.sim.cluster.failures).
     """
 
     model: str = "Qwen/Qwen2.5-32B"
@@ -44,24 +49,37 @@ class SimSetup:
     max_batch_tokens: int = 2048
     max_seqs: int = 256
     block_size: int = 0
+    hosts: int = 1
+    router: str = "least-loaded"
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a host is made of. ``facts``: for the manifest."""
+    """What a host, and a cluster of such hosts, is made of. ``facts``: for the manifest."""
 
     system: System
     degrees: tuple[int, ...]
     limits: BatchLimits
     policy: str
     facts: Mapping[str, Any]
+    hosts: int = 1
+    router: str = ""
+    failures: tuple[Failure, ...] = ()
 
     def make_policy(self) -> RoutingPolicy:
         """A new one: a policy has memory, and serves one host."""
         return make_policy(self.policy)
 
     def simulator(self) -> Simulator:
-        return Simulator.of(self.system, self.degrees, self.limits, self.make_policy())
+        """Raises UserError for what cannot be simulated together."""
+        if self.hosts == 1 and not self.failures:
+            return Simulator.of(self.system, self.degrees, self.limits, self.make_policy())
+        hosts = [
+            ClusterHost(self.system, self.degrees, self.limits, self.make_policy(), index)
+            for index in range(self.hosts)
+        ]
+        return Simulator(hosts, Cluster(hosts, make_router(self.router), self.failures))
 
     def notes(self) -> list[str]:
         """What a reader must know after a run: steps beyond what a source of step times has measured."""
@@ -86,7 +104,14 @@ def prepare(setup: SimSetup) -> Prepared:
         _check_that_it_changes(system)
     degrees = degrees or _instances(setup, name, hardware.name, devices) or _all_of(system.degrees[0], devices)
     limits = BatchLimits(setup.max_batch_tokens, setup.max_seqs, setup.block_size or system.block_size)
-    return Prepared(system, degrees, limits, name, facts_of(system, name, degrees, devices, limits, spec))
+    if setup.hosts < 1:
+        raise UserError(f"a cluster has at least one host, got {setup.hosts}")
+    make_router(setup.router)
+    failures = tuple(parse_failure(text) for text in setup.failures)
+    facts = facts_of(system, name, degrees, devices, limits, spec)
+    if setup.hosts > 1 or failures:
+        facts |= {"hosts": setup.hosts, "router": setup.router, "failures": [str(failure) for failure in failures]}
+    return Prepared(system, degrees, limits, name, facts, setup.hosts, setup.router, failures)
 
 
 def _instances(setup: SimSetup, policy: str, hardware: str, devices: int) -> tuple[int, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 from gyges.metrics.records import RequestRecord, TimelineSample, TransformationEvent
 from gyges.scheduling.batching import BatchLimits
@@ -18,11 +19,47 @@ from gyges.sim.sequence import SimSequence
 from gyges.sim.system import System
 
 _SAMPLES = 500  # of each instance, over the arrivals; fewer where there are very many instances
-_MOST_SAMPLES = 200_000
+_MOST_SAMPLES = 60_000
 _NEVER = float("inf")
 
-# (a request, the hosts, now) -> index of the host that gets it
-Place = Callable[[SimSequence, Sequence[SimHost], float], int]
+
+class Front(Protocol):
+    """What stands before the hosts. ``next_s``: when something happens there by itself; infinite: never."""
+
+    @property
+    def next_s(self) -> float: ...
+
+    def happen(self, now: float) -> Sequence[int]:
+        """What does so now, after the steps that end and before arrivals. Returns the hosts that it concerns."""
+        ...
+
+    def place(self, sequence: SimSequence, now: float) -> int | None:
+        """The host that gets this request; None: none yet, and the front keeps it."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests that it keeps."""
+        ...
+
+    def end(self) -> None:
+        """Nothing happens any more."""
+        ...
+
+
+class OneHost:
+    """No front at all."""
+
+    next_s, waiting = float("inf"), 0
+
+    def happen(self, now: float) -> Sequence[int]:
+        return ()
+
+    def place(self, sequence: SimSequence, now: float) -> int | None:
+        return 0
+
+    def end(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +89,12 @@ class SimResult:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def first_host(sequence: SimSequence, hosts: Sequence[SimHost], now: float) -> int:
-    """The only one."""
-    return 0
-
-
 @dataclass(slots=True)
 class Simulator:
-    """``hosts``: each with its own devices and policy.   place: which of them a request goes to. ``run`` once."""
+    """``hosts``: each with its own devices and policy.   front: what chooses among them. ``run`` once."""
 
     hosts: Sequence[SimHost]
-    place: Place = first_host
+    front: Front = field(default_factory=OneHost)
     _queue: list[tuple[float, int]] = field(default_factory=list)
     _due: list[float] = field(default_factory=list)
 
@@ -107,12 +139,12 @@ class Simulator:
         span = sequences[-1].arrival_s if sequences else 0.0
         every = sample_s or max(span / self._samples(), 1e-3)
         next_sample = now = 0.0
-        arrived, hosts = 0, self.hosts
+        arrived, hosts, front = 0, self.hosts, self.front
         self._due = [_NEVER] * len(hosts)  # when each host has told last that something happens there
         while True:
             due = sequences[arrived].arrival_s if arrived < len(sequences) else _NEVER
-            at = min(due, self._next_s())
-            if at == _NEVER or (due == _NEVER and all(host.idle for host in hosts)):
+            at = min(due, self._next_s(), front.next_s)
+            if at == _NEVER or (due == _NEVER and not front.waiting and all(host.idle for host in hosts)):
                 break
             while next_sample < at:
                 samples += self._sample(next_sample)
@@ -120,15 +152,19 @@ class Simulator:
                 next_sample += every if next_sample < span else max(every, (next_sample - span) / 50)
             now = at
             concerned = self._take_in(now)
+            if front.next_s <= now:
+                concerned |= dict.fromkeys(front.happen(now))
             while arrived < len(sequences) and sequences[arrived].arrival_s == now:
                 sequence = sequences[arrived]
-                index = self.place(sequence, hosts, now)
-                hosts[index].offer(sequence)
-                concerned[index] = None
                 arrived += 1
+                index = front.place(sequence, now)
+                if index is not None:
+                    hosts[index].offer(sequence)
+                    concerned[index] = None
             for index in concerned:
                 hosts[index].settle(now)
                 self._note(index)
+        front.end()
         return [*samples, *self._sample(now)], now
 
     def _next_s(self) -> float:

@@ -124,3 +124,43 @@ def test_what_a_simulated_benchmark_run_cannot_do_is_said(tmp_path, capfd, monke
     assert outcome.code == 2
     assert said in " ".join(outcome.err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_serves_what_a_failed_host_leaves_and_says_so(tmp_path, capfd, monkeypatch):
+    arguments = (
+        "--hardware",
+        "h20x2",
+        "--hosts",
+        "3",
+        "--router",
+        "round-robin",
+        "--fail",
+        "5s:host1",
+        "--fail",
+        "6s:host0.dev1:4s",
+    )
+    outcome = gyges(capfd, monkeypatch, *SIM, *arguments, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    requests = outcome.document["requests"]
+    assert requests["completed"] == requests["offered"] > 40
+    simulation = load_manifest(tmp_path / "out")["simulation"]
+    assert (simulation["hosts"], simulation["router"]) == (3, "round-robin")
+    assert simulation["failures"] == ["5s:host1", "6s:host0.dev1:4s"]
+    records = read_requests(tmp_path / "out" / "requests.parquet")
+    assert {record.instance.partition(".")[0] for record in records} == {"h0", "h1", "h2"}
+    assert not [r for r in records if r.scheduled_s > 5 and r.instance.startswith("h1.")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--hosts", "2", "--router", "fastest"), "length-aware"),
+        (("--hosts", "2", "--fail", "5s:host2"), "the last of 2 hosts is host1"),
+        (("--fail", "soon"), "write for example 120s:host3"),
+    ],
+)
+def test_what_a_cluster_cannot_be_is_refused(tmp_path, capfd, monkeypatch, arguments, said):
+    outcome = gyges(capfd, monkeypatch, *SIM, *arguments, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert said in " ".join(outcome.err.split())
+    assert not (tmp_path / "out").exists()
