@@ -15,6 +15,10 @@ cost        A long request that some wide instance could hold makes others merge
             gains: the least loaded narrow instance has more work than the split takes. Where all narrow ones are busy, a short
             request goes to a drained one that has less work.
 remaining   Load is the work that is left per device, not the number of requests.
+spare       No second merge for a long request that a wide instance could hold, if it would leave no instance without a long
+            request while nobody waits in those that would merge: short ones would wait behind long prompts everywhere.
+room        A wide instance splits once what its requests hold and wait for fills at most half of what its parts will hold, not
+            half of its own KV cache: where weights fill its memory, a narrow instance holds much less than its share.
 hysteresis  A drained instance stays wide for ``dwell`` times the price of a split, so that a short burst causes one cycle.
 reserve     One drained instance stays wide while, by the gaps between the long requests so far, the next one is due (twice the
             mean gap), unless the others have work for more than ``patience`` prices of a split.
@@ -67,6 +71,8 @@ class Gyges(Policy):
         *,
         cost: bool = True,
         remaining: bool = True,
+        spare: bool = True,
+        room: bool = True,
         hysteresis: bool = True,
         reserve: bool = True,
         choice: bool = True,
@@ -77,6 +83,7 @@ class Gyges(Policy):
         if dwell < 0 or patience < 0:
             raise UserError(f"dwell and patience are 0 or more prices of a split, got {dwell:g} and {patience:g}")
         self.cost, self.hysteresis, self.reserve, self.choice, self.partial = cost, hysteresis, reserve, choice, partial
+        self.spare, self.room = spare, room
         self.dwell, self.patience = dwell, patience
         self._load: Key = work_per_device if remaining else requests_per_device
         self._last_long: float | None = None
@@ -154,6 +161,9 @@ class Gyges(Policy):
         if 2 * price + joined_s >= waiting_s:  # twice: it will have to split again
             return None
         names = {part.name for part in parts}
+        well_served = not any(part.waiting for part in parts)
+        if self.spare and well_served and all(v.long_requests for v in instances if v.name not in names):
+            return None
         return Merge(tuple(i for i, v in enumerate(instances) if v.name in names), merge.cause)
 
     # -- when to split ------------------------------------------------------------------------------------------------
@@ -178,7 +188,7 @@ class Gyges(Policy):
         for index in wide:
             view = instances[index]
             parts = self._parts(view, degrees, host.max_tokens)
-            if not parts or view.free_tokens < _FREE_TO_SPLIT * view.max_tokens:
+            if not parts or not self._has_room(view, parts, host.max_tokens):
                 continue
             price = host.prices.transformation_s((view.degree,), parts, view.held_tokens)
             if view.long_requests == 0:
@@ -203,6 +213,12 @@ class Gyges(Policy):
             if max_tokens[degree] >= view.longest_tokens and rest > 0 and rest % lowest == 0:
                 return (degree, *(lowest,) * (rest // lowest))
         return ()
+
+    def _has_room(self, view: InstanceView, parts: Sequence[int], max_tokens: dict[int, int]) -> bool:
+        if not self.room:
+            return view.free_tokens >= _FREE_TO_SPLIT * view.max_tokens
+        kept = view.held_tokens + view.waiting_tokens
+        return kept <= (1 - _FREE_TO_SPLIT) * sum(max_tokens[part] for part in parts)
 
     def _due(self, view: InstanceView, price: float, *, is_reserve: bool, pressed: bool) -> float:
         """When a drained instance may split."""
@@ -238,5 +254,5 @@ def _to_move(view: InstanceView) -> float:
     return view.held_tokens
 
 
-PAPER = dict.fromkeys(("cost", "remaining", "hysteresis", "reserve", "choice", "partial"), False)
+PAPER = dict.fromkeys(("cost", "remaining", "spare", "room", "hysteresis", "reserve", "choice", "partial"), False)
 VARIANTS.add("gyges:paper", PAPER)

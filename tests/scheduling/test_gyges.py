@@ -125,6 +125,33 @@ def test_cost_lets_a_drained_instance_take_a_short_request_where_all_others_are_
     assert route(only("remaining"), SHORT, views(4, 1, 1, load=(0, 30, 20))) == Send(2)
 
 
+def test_spare_leaves_somebody_for_short_requests_while_those_are_served_well():
+    def host(*longest: int) -> list[InstanceView]:
+        return views(4, *[1] * len(longest), load=(200, *[0] * len(longest)), longest=(500, *longest))
+
+    policy = make_policy("gyges:paper+cost=on+spare=on")
+    four = host(0, 0, 0, 0)
+    assert route(policy, LONG, four) == Send(0), "all that would be left has a long prompt to compute"
+    assert route(only("cost"), LONG, four).indices == (1, 2, 3, 4)
+    assert route(policy, LONG, host(0, 0, 0, 0, 0)).indices == (1, 2, 3, 4), "the fifth is left"
+    crowded = [*four[:4], replace(four[4], waiting=1)]
+    assert route(policy, LONG, crowded).indices == (1, 2, 3, 4), "who waits there gains room"
+    nobody_wide = views(1, 1, 1, 1)
+    assert route(policy, LONG, nobody_wide).indices == (0, 1, 2, 3), "it fits nowhere else"
+
+
+def test_room_splits_where_the_parts_have_half_their_cache_free_for_what_is_there():
+    # TP4 holds 600 tokens, four TP1 hold 400 together: 200 may be held, where the paper's rule allows 300.
+    def drained(held: int) -> list[InstanceView]:
+        return views(4, 1, longest=(90, 0), held=(held, 0))
+
+    assert splits(only("room"), drained(200)) == [(0, SPLIT)]
+    assert splits(only("room"), drained(201)) == []
+    assert splits(paper(), drained(201)) == splits(paper(), drained(300)) == [(0, SPLIT)]
+    wide, narrow = drained(150)
+    assert splits(only("room"), [replace(wide, waiting=1, waiting_tokens=51), narrow]) == [], "they need room too"
+
+
 def test_hysteresis_keeps_a_drained_instance_for_a_while_and_asks_to_be_woken():
     policy = make_policy("gyges:paper+hysteresis=on+dwell=30")
     instances = views(4, 1)
