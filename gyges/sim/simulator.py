@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -89,6 +90,18 @@ class SimResult:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Nothing here is a cycle, and looking for one among a million requests takes its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 @dataclass(slots=True)
 class Simulator:
     """``hosts``: each with its own devices and policy.   front: what chooses among them. ``run`` once."""
@@ -106,19 +119,17 @@ class Simulator:
     def run(self, requests: Sequence[SimRequest], *, sample_s: float | None = None) -> SimResult:
         """Requests in order of arrival. ``sample_s``: between samples of the timeline; None: as many as a plot shows."""
         assert all(a.arrival_s <= b.arrival_s for a, b in pairwise(requests))
+        with _no_collection():
+            return self._run(requests, sample_s)
+
+    def _run(self, requests: Sequence[SimRequest], sample_s: float | None) -> SimResult:
         started = time.perf_counter()
         sequences = [
             SimSequence(number, r.prompt_tokens, r.output_tokens, arrival_s=r.arrival_s)
             for number, r in enumerate(requests)
         ]
         self._let_the_policy_foresee(sequences)
-        collects = gc.isenabled()
-        gc.disable()  # nothing here is a cycle, and looking for one among a million requests takes its time
-        try:
-            samples, now = self._loop(sequences, sample_s)
-        finally:
-            if collects:
-                gc.enable()
+        samples, now = self._loop(sequences, sample_s)
         loop_s = time.perf_counter() - started
         hosts = self.hosts
         for host in hosts:
