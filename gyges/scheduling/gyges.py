@@ -16,7 +16,8 @@ cost        A long request that some wide instance could hold makes others merge
             request goes to a drained one that has less work.
 remaining   Load is the work that is left per device, not the number of requests.
 spare       No second merge for a long request that a wide instance could hold, if it would leave no instance without a long
-            request while nobody waits in those that would merge: short ones would wait behind long prompts everywhere.
+            request while those that would merge serve others and nobody waits there: short ones would wait behind long prompts
+            everywhere.
 room        A wide instance splits once what its requests hold and wait for fills at most half of what its parts will hold, not
             half of its own KV cache: where weights fill its memory, a narrow instance holds much less than its share.
 hysteresis  A drained instance stays wide for ``dwell`` times the price of a split, so that a short burst causes one cycle.
@@ -161,7 +162,7 @@ class Gyges(Policy):
         if 2 * price + joined_s >= waiting_s:  # twice: it will have to split again
             return None
         names = {part.name for part in parts}
-        well_served = not any(part.waiting for part in parts)
+        well_served = any(part.running for part in parts) and not any(part.waiting for part in parts)
         if self.spare and well_served and all(v.long_requests for v in instances if v.name not in names):
             return None
         return Merge(tuple(i for i, v in enumerate(instances) if v.name in names), merge.cause)

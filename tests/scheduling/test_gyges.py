@@ -130,10 +130,11 @@ def test_spare_leaves_somebody_for_short_requests_while_those_are_served_well():
         return views(4, *[1] * len(longest), load=(200, *[0] * len(longest)), longest=(500, *longest))
 
     policy = make_policy("gyges:paper+cost=on+spare=on")
-    four = host(0, 0, 0, 0)
+    four = host(9, 0, 0, 0)
     assert route(policy, LONG, four) == Send(0), "all that would be left has a long prompt to compute"
     assert route(only("cost"), LONG, four).indices == (1, 2, 3, 4)
-    assert route(policy, LONG, host(0, 0, 0, 0, 0)).indices == (1, 2, 3, 4), "the fifth is left"
+    assert route(policy, LONG, host(0, 0, 0, 0)).indices == (1, 2, 3, 4), "no short request is there"
+    assert len(route(policy, LONG, host(9, 0, 0, 0, 0)).indices) == 4, "the fifth is left"
     crowded = [*four[:4], replace(four[4], waiting=1)]
     assert route(policy, LONG, crowded).indices == (1, 2, 3, 4), "who waits there gains room"
     nobody_wide = views(1, 1, 1, 1)
