@@ -30,7 +30,7 @@ from gyges.memory.table import PageTable
 if TYPE_CHECKING:
     import torch
 
-_SPARE_DESCRIPTORS = 256  # for everything else that a worker has open
+_SPARE_DESCRIPTORS = 256  # for everything else that a process will open
 
 
 class CudaAddressRange(BookedRange):
@@ -176,8 +176,7 @@ class CudaPagePool(BookedPool):
 
     def export(self) -> tuple[int, ...]:
         """The page table's descriptor, then one of each page. Raises UserError where a process may not have so many."""
-        if len(self._exported) < self.capacity:
-            _allow_descriptors(self.capacity + _SPARE_DESCRIPTORS)
+        _allow_descriptors(self.capacity - len(self._exported))
         for handle in self._handles[len(self._exported) :]:
             self._exported.append(self.driver.export(handle))
         return (self._table.fd, *self._exported)
@@ -208,14 +207,15 @@ class CudaPagePool(BookedPool):
         return False
 
 
-def _allow_descriptors(count: int) -> None:
-    """Raises this process's limit of open files as far as it must and may."""
+def _allow_descriptors(more: int) -> None:
+    """Raises this process's limit of open files as far as ``more`` of them need it, and as it may."""
+    count = len(os.listdir("/proc/self/fd")) + more + _SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= count:
+    if not more or soft == resource.RLIM_INFINITY or soft >= count:
         return
     if hard != resource.RLIM_INFINITY and hard < count:
         raise UserError(
-            f"handing {count - _SPARE_DESCRIPTORS} pages to peers needs {count} open files, and this process may have {hard}: "
-            f"raise the limit (ulimit -Hn {count}), or give a larger --page-size"
+            f"handing {more} pages to peers needs {count} open files, and this process may have {hard}: raise the limit "
+            f"(ulimit -Hn {count}), or give a larger --page-size"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -66,8 +66,13 @@ def test_a_kernel_that_is_off_is_found_out(monkeypatch):
         kernels.cpu()
 
 
+def test_the_cuda_pool_keeps_its_contract(device, api):
+    gpu.pool_contract(device)
+    assert api.leaks() == {}
+
+
 def test_another_process_reads_the_pages_of_a_cuda_pool(device, api):
-    assert gpu.pool_contract(device)["figures"]["pages_seen_by_another_process"] == 4
+    assert gpu.peer_process(device)["figures"]["pages_seen_by_another_process"] == 4
     assert api.leaks() == {}
 
 
