@@ -30,7 +30,7 @@ from gyges.memory.table import PageTable
 if TYPE_CHECKING:
     import torch
 
-_SPARE_DESCRIPTORS = 256  # for everything else that a process will open
+SPARE_DESCRIPTORS = 256  # for everything else that a process will open
 
 
 class CudaAddressRange(BookedRange):
@@ -176,7 +176,7 @@ class CudaPagePool(BookedPool):
 
     def export(self) -> tuple[int, ...]:
         """The page table's descriptor, then one of each page. Raises UserError where a process may not have so many."""
-        _allow_descriptors(self.capacity - len(self._exported))
+        allow_descriptors(self.capacity - len(self._exported))
         for handle in self._handles[len(self._exported) :]:
             self._exported.append(self.driver.export(handle))
         return (self._table.fd, *self._exported)
@@ -207,9 +207,9 @@ class CudaPagePool(BookedPool):
         return False
 
 
-def _allow_descriptors(more: int) -> None:
+def allow_descriptors(more: int) -> None:
     """Raises this process's limit of open files as far as ``more`` of them need it, and as it may."""
-    count = len(os.listdir("/proc/self/fd")) + more + _SPARE_DESCRIPTORS
+    count = len(os.listdir("/proc/self/fd")) + more + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not more or soft == resource.RLIM_INFINITY or soft >= count:
         return
