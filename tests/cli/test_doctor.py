@@ -53,6 +53,23 @@ def test_full_writes_what_it_found_as_it_comes(capfd, monkeypatch, tmp_path, two
     assert "1 passed, 1 cannot, of 2" in done.err
 
 
+def test_a_run_that_is_stopped_keeps_what_it_has(capfd, monkeypatch, tmp_path, two_checks):
+    run = full._run
+
+    def stopped(check, *args):
+        if check.name == "gpu":
+            raise KeyboardInterrupt
+        return run(check, *args)
+
+    monkeypatch.setattr(full, "_run", stopped)
+    out = tmp_path / "doctor"
+    done = gyges(capfd, monkeypatch, "doctor", "--full", "--out", out)
+    assert done.code == 130
+    saved = json.loads((out / "doctor.json").read_text())
+    assert ([c["name"] for c in saved["checks"]], saved["planned"], saved["complete"]) == (["good"], 2, False)
+    assert json.loads((out / "manifest.json").read_text())["state"] == "partial"
+
+
 def test_a_check_that_fails_is_the_exit_code(capfd, monkeypatch, tmp_path, two_checks):
     monkeypatch.setattr(
         "gyges.doctor.full.Child.call", lambda *args, **kwargs: (_ for _ in ()).throw(full.ChildError("page 3"))
