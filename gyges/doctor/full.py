@@ -16,8 +16,10 @@ from gyges.config import available_cores
 from gyges.doctor.ability import abilities
 from gyges.doctor.checks import Check, Document, load
 from gyges.doctor.facts import Fact, to_document
+from gyges.errors import UserError
 
 BUDGET_S = 460.0  # with the facts and the tables, less than 8 minutes
+_USER_ERROR = f"{UserError.__name__}: "
 _LEAST_S = 5.0  # a check that would have less than this is not begun
 
 State = Literal["passed", "failed", "cannot", "no time"]
@@ -104,9 +106,16 @@ def _run(check: Check, facts: Sequence[Fact], left_s: float, progress: Progress)
             found = child.call("run", deadline_s, target=check.target)
     except ChildError as error:
         took = time.monotonic() - began
-        cut = took >= deadline_s and left_s < check.deadline_s
-        return Outcome(check.name, check.title, "no time" if cut else "failed", str(error), seconds=took)
+        state = _state_of(error, cut_short=took >= deadline_s and left_s < check.deadline_s)
+        return Outcome(check.name, check.title, state, str(error).removeprefix(_USER_ERROR), seconds=took)
     return Outcome(
         check.name, check.title, "passed", "", found.get("summary", ""), time.monotonic() - began,
         found.get("figures", {}), found.get("goals", []),
     )  # fmt: skip
+
+
+def _state_of(error: ChildError, *, cut_short: bool) -> State:
+    """A UserError names what this machine lacks and the remedy: nothing of ours has failed."""
+    if cut_short:
+        return "no time"
+    return "cannot" if str(error).startswith(_USER_ERROR) else "failed"

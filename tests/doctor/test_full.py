@@ -25,6 +25,12 @@ def broken():
     raise AssertionError("page 3 lost its values")
 
 
+def lacking():
+    from gyges.errors import UserError
+
+    raise UserError("needs numpy below 2.4: pip install 'numpy<2.4'")
+
+
 def dies():
     import os
 
@@ -64,6 +70,12 @@ def test_each_check_ends_on_its_own_and_what_was_found_is_kept_after_each(import
     assert [document["complete"] for document in kept] == [False] * 5 + [True]
     assert kept[-1]["counts"] == {"passed": 1, "failed": 3, "cannot": 1, "no time": 0}
     assert any("page 3" in line for line in said)
+
+
+def test_what_the_machine_lacks_is_not_a_failure(importable):
+    (outcome,) = run_checks([check("lacking")], bare(), lambda text: None, lambda document: None)
+    assert outcome.state == "cannot"
+    assert "pip install 'numpy<2.4'" in outcome.why
 
 
 def test_no_check_begins_when_the_budget_is_used_up():
