@@ -35,12 +35,15 @@ def build_engine_config(
     ] = "tiny",
     model_revision: Annotated[str | None, _option("--model-revision", panel=_MODEL, help="Of a hub id.")] = None,
     dtype: Annotated[
-        str, _option("--dtype", panel=_MODEL, help="auto (the checkpoint's), float32 or bfloat16.")
+        str, _option("--dtype", panel=_MODEL, help="auto (the checkpoint's; on GPUs bfloat16), float32 or bfloat16.")
     ] = "auto",
     model_seed: Annotated[int, _option("--model-seed", panel=_MODEL, help="Seed of a preset's random weights.")] = 0,
     devices: Annotated[
         int | None, _option("--devices", panel=_HOST, min=1, help="That many TP1 instances. \\[default: 4]")
     ] = None,
+    device: Annotated[
+        str, _option("--device", panel=_HOST, help="What a device is: cpu, or cuda (not yet run on hardware).")
+    ] = "cpu",
     instances: Annotated[
         str | None, _option("--instances", panel=_HOST, metavar="tp1,tp1,tp2", help="TP degree of each instance.")
     ] = None,
@@ -105,6 +108,7 @@ def build_engine_config(
         revision=model_revision,
         dtype=dtype,
         seed=model_seed,
+        device=device,
         instances=degrees,
         tp_degrees=candidates,
         device_memory=parse_bytes(device_memory),

@@ -12,7 +12,9 @@ from cli.option_groups import adapted, takes
 from cli.output import JsonOption, emit, human_console
 from gyges.config import EngineConfig
 
-_engine = adapted(build_engine_config, without=("devices", "instances", "tp_degrees", "overlap", "pages_per_step"))
+_engine = adapted(
+    build_engine_config, without=("devices", "device", "instances", "tp_degrees", "overlap", "pages_per_step")
+)
 
 
 @takes(engine=_engine)

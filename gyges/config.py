@@ -59,7 +59,9 @@ def available_cores() -> int:
 class EngineConfig:
     """Everything an engine needs to start. Sizes in bytes, lengths in tokens, times in seconds.
 
-    model: preset name, checkpoint folder or hub id.   dtype: "auto" (the checkpoint's), "float32" or "bfloat16".
+    model: preset name, checkpoint folder or hub id.   dtype: "auto" (the checkpoint's; on GPUs bfloat16), "float32" or
+        "bfloat16".
+    device: what a device is: "cpu" (memory and cores of this machine) or "cuda" (workers may share a GPU).
     instances: the TP degree of each instance; an instance of degree d takes the next d devices.
     tp_degrees: degrees that the host may take while it runs; "shards" are cut for all of them. Empty: those in
         ``instances``.
@@ -82,6 +84,7 @@ class EngineConfig:
     revision: str | None = None
     dtype: str = "auto"
     seed: int = 0
+    device: str = "cpu"
     instances: tuple[int, ...] = (1,)
     tp_degrees: tuple[int, ...] = ()
     device_memory: int = 64 * MIB
@@ -105,6 +108,8 @@ class EngineConfig:
         LAYOUTS.get(self.layout)
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UnknownNameError("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        if self.device not in ("cpu", "cuda"):
+            raise UnknownNameError("device", self.device, ("cpu", "cuda"))
         if not self.instances:
             raise UserError("an engine needs at least one instance, for example --instances tp1")
         if any(degree < 1 for degree in self.instances + self.tp_degrees):

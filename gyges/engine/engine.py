@@ -51,7 +51,7 @@ class Engine:
         self.policy = make_policy(policy)
         config = config.with_(instances=layout_of(self.policy, config.num_devices) or config.instances)
         resolved = resolve_model(config.model, seed=config.seed, revision=config.revision)
-        self.dtype = resolved.config.dtype if config.dtype == "auto" else config.dtype
+        self.dtype = config.dtype if config.dtype != "auto" else self._own_dtype(config, resolved.config.dtype)
         self.model = resolved
         self.geometry = resolved.config.geometry(self.dtype)
         if self.policy.transforms:
@@ -85,7 +85,8 @@ class Engine:
         """Starts the workers and waits until all have their weights. Leaves nothing behind if that fails."""
         assert self._controller is None, "an engine starts once; make a new one"
         started = time.monotonic()
-        require_memory(self.config.num_devices * self.config.device_memory)
+        if self.config.device == "cpu":
+            require_memory(self.config.num_devices * self.config.device_memory)
         try:
             self._spawn()
             self.ready = self._await_ready(started + self.config.start_timeout)
@@ -103,6 +104,10 @@ class Engine:
         )
         self._controller.start()
         self.start_s = time.monotonic() - started
+
+    @staticmethod
+    def _own_dtype(config: EngineConfig, checkpoint: str) -> str:
+        return "bfloat16" if config.device == "cuda" else checkpoint
 
     def _form(self) -> tuple[Surroundings, list[Instance]]:
         """The instances of workers that are ready."""
@@ -198,10 +203,15 @@ class Engine:
                 assert isinstance(message, Ready), f"unexpected {type(message).__name__}"
                 ready[worker.worker] = message
                 if self.config.transforms:
-                    self._descriptors[worker.worker] = receive_descriptors(worker.connection.fileno(), 2)
+                    self._descriptors[worker.worker] = receive_descriptors(worker.connection.fileno(), self._each)
         if self.config.transforms:
             self._introduce()
         return [ready[w.worker] for w in self.workers]
+
+    @property
+    def _each(self) -> int:
+        """Descriptors of one worker's pages: its memory and its page table; on a GPU every page has one."""
+        return 2 if self.config.device == "cpu" else 1 + self.placer.device_pages
 
     def _introduce(self) -> None:
         """Every worker gets the descriptors of all workers' pages: what a transformation reads, it reads from the peer itself."""
@@ -209,7 +219,7 @@ class Engine:
         flat = tuple(fd for name in names for fd in self._descriptors[name])
         try:
             for worker in self.workers:
-                worker.send(Peers(names, 2))
+                worker.send(Peers(names, self._each))
                 send_descriptors(worker.connection.fileno(), flat)
         finally:
             for fd in flat:

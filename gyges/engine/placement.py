@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gyges.config import EngineConfig, format_bytes
+from gyges.config import MIB, EngineConfig, format_bytes
 from gyges.core import ModelGeometry
 from gyges.errors import UserError
 from gyges.kv_cache.layouts import LAYOUTS, choose_page_bytes
@@ -17,6 +17,7 @@ from gyges.models.resident import resident_shapes
 from gyges.parallel.sharding import ShardCount
 from gyges.transform.host import HostShape
 
+CUDA_PAGE = 2 * MIB  # CUDA VMM's granule
 # A process may have 65,530 mappings by default, and each page may need one of its own.
 _MAX_PAGES = 60_000
 
@@ -77,7 +78,8 @@ class Placer:
     def __init__(self, config: EngineConfig, model: DecoderConfig, geometry: ModelGeometry) -> None:
         shards = ShardCount.for_degrees(geometry, config.candidate_degrees)
         if not config.page_bytes:
-            config = config.with_(page_bytes=choose_page_bytes(geometry, shards.kv))
+            chosen = CUDA_PAGE if config.device == "cuda" else choose_page_bytes(geometry, shards.kv)
+            config = config.with_(page_bytes=chosen)
         self.config, self.model, self.geometry = config, model, geometry
         self.shape = HostShape(
             model=geometry,

@@ -32,7 +32,11 @@ def send_descriptors(fd: int, descriptors: tuple[int, ...]) -> None:
 
 
 def receive_descriptors(fd: int, count: int) -> tuple[int, ...]:
-    """The other end of :func:`send_descriptors`."""
+    """The other end of :func:`send_descriptors`. Raises UserError where a process may not have so many files open."""
+    if count > _AT_ONCE:  # a GPU's pages have one each
+        from gyges.memory.cuda import allow_descriptors
+
+        allow_descriptors(count)
     received: list[int] = []
     with socket.socket(fileno=os.dup(fd)) as channel:
         while len(received) < count:

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from gyges.config import EngineConfig
+from gyges.engine.backend import open_backend
 from gyges.engine.batch import Place, StepRows, WorkerSequence
 from gyges.engine.faults import fault_point
 from gyges.engine.messages import NewSequence, Setup, Step, StepDone, Transform
 from gyges.engine.placement import Placer
-from gyges.kernels import copy as copy_kernel
-from gyges.kernels import cpu as kernels
 from gyges.kv_cache.view import KVView
 from gyges.models.config import DecoderConfig
 from gyges.models.decoder import AttentionPart, Decoder, StepBatch
+from gyges.models.graphs import DecodeGraphs, sizes_up_to
 from gyges.models.source import SourceSpec
 from gyges.models.weights import load_ffn, load_weights, view_ffn, view_weights
 from gyges.parallel.arena import SharedArena
@@ -57,24 +57,23 @@ class ModelRunner:
         self.config, self.worker = config, setup.worker
         torch.set_num_threads(config.worker_threads)
         torch.set_grad_enabled(False)
-        kernels.set_threads(config.worker_threads)
         model = DecoderConfig.from_hf(setup.hf_config)
         self.model = model
         self.dtype = getattr(torch, setup.dtype)
-        kernels.warm(setup.dtype == "bfloat16", model.head_dim)
+        self.backend = open_backend(config, setup.worker, setup.dtype, model.head_dim)
         geometry = model.geometry(setup.dtype)
         self.host = Placer(config, model, geometry).shape
         self.source = SourceSpec(**setup.source)
         self.arena = SharedArena(setup.arena_fd, config.num_devices, setup.arena_bytes) if setup.arena_fd >= 0 else None
-        self.decoder = Decoder(model, geometry, setup.max_positions)
+        self.decoder = Decoder(model, geometry, setup.max_positions, self.backend.kernels)
         layout = self._layout(setup.members)
-        self.device = Device(self.host, setup.worker, layout)
+        self.device = Device(self.host, setup.worker, layout, memory=self.backend.memory)
         if config.transforms:
-            copy_kernel.warm()
             self.device.connect(self.worker, self.device.pool.export())
         resident = self.device.ranges["resident"]
         self.weights = view_weights(model, self.host.resident_layout, resident, self.dtype)
         self._begin(setup.members)
+        self.graphs = self._record(setup.max_positions)
         load_weights(self.weights, model, self.source.open(model))
 
     def _layout(self, members: tuple[int, ...]) -> ParallelLayout:
@@ -89,6 +88,15 @@ class ModelRunner:
         self.place = self._place(self.device.book.kv)
         self._view_ffn(range(self.model.num_layers))
 
+    def _record(self, max_positions: int) -> DecodeGraphs | None:
+        """Where nothing moves that a graph holds the address of, and no collective waits on the host in between."""
+        if not self.backend.graphs or self.config.transforms or self.comm.size > 1:
+            return None
+        blocks = -(-max_positions // self.host.block_size)
+        graphs = DecodeGraphs(self.decoder, self.weights, self.place.view, self.layout, self.comm, blocks)
+        graphs.capture(sizes_up_to(min(self.config.max_seqs, self.config.max_batch_tokens)))
+        return graphs
+
     def reset(self, members: tuple[int, ...]) -> None:
         """From any state, a broken one too: an empty KV cache and FFN weights read from the source again."""
         self.sequences.clear()
@@ -101,7 +109,8 @@ class ModelRunner:
             return SoloComm()
         assert self.arena is not None, "an instance of several workers needs an arena"
         # Longer than the controller waits: it decides who is to blame.
-        return ShmComm(self.arena, members, self.worker, self.config.step_timeout + 30)
+        shm = ShmComm(self.arena, members, self.worker, self.config.step_timeout + 30)
+        return self.backend.collective(shm)
 
     def _place(self, side: KVSide) -> Place:
         where = self.device.ranges[side.range]
@@ -131,7 +140,7 @@ class ModelRunner:
     def close(self) -> None:
         # Views into the pages must be gone before the mappings are.
         self.sequences.clear()
-        self.joint = None
+        self.joint = self.graphs = None
         del self.weights, self.place
         self.device.close()
 
@@ -155,10 +164,11 @@ class ModelRunner:
         rows = StepRows(message.rows, self.sequences)
         logits = None
         if message.rows:
-            logits = self.decoder.forward(self.weights, self._batch(rows), self.layout, self.comm)
+            logits = self._forward(self._batch(rows))
         else:
             self.comm.barrier()
         self.device.pool.check()
+        self.backend.finish()
         if self.layout.rank:
             return None
         tokens: list[int] = []
@@ -168,6 +178,11 @@ class ModelRunner:
             for (sequence, row), token in zip(sampling, tokens, strict=True):
                 sequence.tokens[sequence.prompt_tokens + row.position] = token
         return StepDone(message.step, tokens, time.monotonic() - started)
+
+    def _forward(self, batch: StepBatch) -> torch.Tensor | None:
+        if self.graphs is not None and self.graphs.takes(batch):
+            return self.graphs.forward(batch)
+        return self.decoder.forward(self.weights, batch, self.layout, self.comm)
 
     def _batch(self, rows: StepRows) -> StepBatch:
         by_place: dict[int, tuple[Place, list[int]]] = {}

@@ -23,6 +23,12 @@ from gyges.models.weights import DecoderWeights
 from gyges.parallel.comm import Comm
 from gyges.parallel.sharding import ParallelLayout
 
+
+def sizes_up_to(most: int) -> list[int]:
+    """Powers of two below ``most``, and ``most``: a batch runs at most twice as many rows as it has."""
+    return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
+
+
 Launch = Callable[[], torch.Tensor | None]
 
 

@@ -11,7 +11,7 @@ from gyges.errors import UserError
 from gyges.kernels import triton as kernels_triton
 from gyges.kernels.sets import make_kernels
 from gyges.kernels.triton import interpreting, why_not
-from gyges.models.graphs import DecodeGraphs
+from gyges.models.graphs import DecodeGraphs, sizes_up_to
 from gyges.models.hub import resolve_model
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
@@ -112,3 +112,8 @@ def test_a_release_whose_interpreter_is_broken_is_named_with_the_remedy(monkeypa
     assert "triton>=3.7" in kernels_triton.why_not(torch.device("cpu"))
     releases["triton"] = "3.7.1+git"
     assert kernels_triton.why_not(torch.device("cpu")) == ""
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (64, [1, 2, 4, 8, 16, 32, 64])])
+def test_graphs_are_recorded_for_powers_of_two_and_the_largest_batch(most, sizes):
+    assert sizes_up_to(most) == sizes

@@ -150,11 +150,7 @@ def _case(
 
     seconds = clock.measure(attend, repeats=bench.repeats)
     if sdpa_s is None:  # the same whatever the layout
-        k, v = kv.gather(0, dim)
-        query = q.view(batch, model.num_heads, 1, dim).to(k.dtype)
-        sdpa_s = clock.measure(
-            lambda _: F.scaled_dot_product_attention(query, k, v, scale=scale, enable_gqa=True), repeats=bench.repeats
-        )
+        sdpa_s = _sdpa_s(kv, q, scale, clock, bench.repeats)
     median = statistics.median(seconds)
     return named | {
         "block_size": kv.geometry.block_size,
@@ -163,8 +159,21 @@ def _case(
         "seconds": spread(seconds),
         "bytes_per_s": kv.bytes_per_layer / median,
         "sdpa_seconds": spread(sdpa_s),
-        "sdpa_over_own": statistics.median(sdpa_s) / median,
+        "sdpa_over_own": statistics.median(sdpa_s) / median if sdpa_s else None,
     }, sdpa_s
+
+
+def _sdpa_s(kv: PagedContext, q_BKGD: torch.Tensor, scale: float, clock: DeviceClock, repeats: int) -> list[float]:
+    """None measured where the gathered K and V do not fit beside the cache."""
+    batch, kv_heads, group, dim = q_BKGD.shape
+    try:
+        k, v = kv.gather(0, dim)
+        query = q_BKGD.view(batch, kv_heads * group, 1, dim).to(k.dtype)
+        return clock.measure(
+            lambda _: F.scaled_dot_product_attention(query, k, v, scale=scale, enable_gqa=True), repeats=repeats
+        )
+    except torch.OutOfMemoryError:
+        return []
 
 
 def free_bytes(device: torch.device) -> int:

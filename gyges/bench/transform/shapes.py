@@ -13,6 +13,7 @@ from typing import Any
 
 from gyges.config import MIB, format_bytes
 from gyges.core import ModelGeometry
+from gyges.engine.placement import CUDA_PAGE
 from gyges.errors import UserError
 from gyges.kv_cache.layouts import LAYOUTS, choose_page_bytes
 from gyges.models.config import DecoderConfig
@@ -21,7 +22,6 @@ from gyges.parallel.sharding import ShardCount
 from gyges.registry import Registry
 from gyges.transform.host import HostShape
 
-CUDA_PAGE = 2 * MIB  # CUDA VMM's granule
 _MAX_PAGES = 60_000  # a process may have 65,530 mappings by default, and each page may need one of its own
 # Of one device, where the user sets no budget: FFN weights of the layers kept (at least one), and KV cache.
 _FFN_BYTES = 600 * MIB

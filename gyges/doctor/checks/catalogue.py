@@ -5,7 +5,7 @@ What the budget of time cuts off is what says least. Checks of GPUs say in no ti
 
 from __future__ import annotations
 
-from gyges.doctor.checks import add, cpu_devices, gpus, no_gpu, test_files
+from gyges.doctor.checks import add, cpu_devices, gpus, lacks, no_gpu, test_files
 
 _ENGINE = ("torch", "numba", "msgspec", "safetensors")
 _CUDA, _TRITON = ("torch", "cuda-bindings"), ("torch", "triton")
@@ -15,10 +15,21 @@ _CUDA, _TRITON = ("torch", "cuda-bindings"), ("torch", "triton")
 add("pool-cpu", "page pool on CPU devices", "memory:cpu_pool", 60, cpu_devices("torch"))
 add("kernels-cpu", "CPU kernels against their readable twins", "kernels:cpu", 120, cpu_devices("torch", "numba"))
 add("kernels-triton", "Triton kernels in Triton's interpreter", "gpu_kernels:interpreted", 120, no_gpu(*_TRITON))
+add(
+    "kernels-compiled",
+    "Triton kernels compiled for a GPU of another machine",
+    "gpu_kernels:compiled",
+    180,
+    lacks(*_TRITON),
+)
 add("pool-cuda", "page pool on the GPU", "gpu:pool_contract", 60, gpus(1, *_CUDA))
 add("peers-cuda", "another process reads the pages of the GPU's pool", "gpu:peer_process", 60, gpus(1, *_CUDA))
 add("gaps-cuda", "kernels over ranges that begin unmapped", "gpu:gaps", 60, gpus(1, *_CUDA, "triton"))
 add("kernels-cuda", "Triton kernels on the GPU against their twins", "gpu_kernels:parity", 120, gpus(1, *_TRITON))
+add(
+    "exactness-cuda", "tokens equal transformers through merges and splits of workers on GPUs", "exactness:on_gpu", 180,
+    gpus(1, *_CUDA, "triton", "msgspec", "transformers"),
+)  # fmt: skip
 add(
     "exactness", "tokens equal transformers through merges and splits", "exactness:through_transformations", 180,
     cpu_devices(*_ENGINE, "transformers"),

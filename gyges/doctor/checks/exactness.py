@@ -19,12 +19,30 @@ from gyges.errors import EngineError
 _PRESET, _WORKERS, _WAIT_S = "tiny", 4, 60.0
 _LENGTHS, _OUTPUTS = (3, 40, 17, 90, 150, 8), (40, 30, 36, 24, 20, 44)
 _ROUNDING = 1e-4  # of a logit, fp32
-_DEVICE_BYTES = 24 << 20
+_DEVICE_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}  # a GPU's pages are 2 MiB
+_GPU_LAYOUTS = ("shard-pages", "token-first")  # starting four processes on a GPU takes long
 
 
 def through_transformations() -> dict[str, Any]:
     """Figures: merges and splits carried out, tokens compared, differences excused."""
     from gyges.kv_cache.layouts import LAYOUTS
+
+    return _exactness("cpu", LAYOUTS.names())
+
+
+def on_gpu() -> dict[str, Any]:
+    """The same with four workers on the GPUs there are, one is enough. Not yet run on hardware."""
+    return _exactness("cuda", _GPU_LAYOUTS)
+
+
+def engine_config(device: str, model: str, layout: str, *, padding: bool) -> EngineConfig:
+    return EngineConfig(
+        model=model, dtype="float32", device=device, instances=(1,) * _WORKERS, tp_degrees=(1, 2, 4), layout=layout,
+        padding=padding, device_memory=_DEVICE_BYTES[device], max_batch_tokens=64, threads=1,
+    )  # fmt: skip
+
+
+def _exactness(device: str, layouts: Sequence[str]) -> dict[str, Any]:
     from gyges.models.hub import resolve_model
     from gyges.models.source import save_checkpoint
 
@@ -35,13 +53,9 @@ def through_transformations() -> dict[str, Any]:
         prompts = [[(17 * i + 7 * j * j + j) % 1000 + 3 for j in range(n)] for i, n in enumerate(_LENGTHS)]
         twin = _Twin(folder)
         wanted = [twin.generate(prompt, count) for prompt, count in zip(prompts, _OUTPUTS, strict=True)]
-        for index, layout in enumerate(LAYOUTS.names()):
+        for index, layout in enumerate(layouts):
             padding = index % 2 == 0
-            config = EngineConfig(
-                model=folder, instances=(1,) * _WORKERS, tp_degrees=(1, 2, 4), layout=layout, padding=padding,
-                device_memory=_DEVICE_BYTES, max_batch_tokens=64, threads=1,
-            )  # fmt: skip
-            got, carried_out = _serve(config, prompts)
+            got, carried_out = _serve(engine_config(device, folder, layout, padding=padding), prompts)
             figures["transformations"] += carried_out
             where = f"{layout}, padding {'on' if padding else 'off'}"
             for prompt, ours, theirs in zip(prompts, got, wanted, strict=True):

@@ -49,6 +49,21 @@ def parity(device: torch.device | None = None, sizes: Sizes | None = None) -> Do
     return {"figures": found, "summary": f"{found['cases']} cases: {text}; copies and all-reduce exact"}
 
 
+def compiled() -> Document:
+    """For a GPU that need not be here: whether every kernel compiles, and to machine code that speed is possible with."""
+    from gyges.bench.gpu.machine_code import machine_code
+    from gyges.errors import EngineError
+
+    rows = machine_code(90)
+    spilled = [f"{row['kernel']} ({row['variant']})" for row in rows if row.get("stack_bytes")]
+    if spilled:
+        raise EngineError(f"registers are spilled to memory by {', '.join(spilled)}")
+    return {
+        "figures": {"kernels": rows},
+        "summary": f"{len(rows)} variants for compute capability 9.0; none spills registers",
+    }
+
+
 def attention(device: torch.device | None = None, bench: AttentionBench | None = None) -> Document:
     """Decode attention in every layout. The first goal counts for the cases whose KV cache is larger than the L2."""
     from gyges.bench.gpu.attention import AttentionBench, layout_spread, measure_attention
