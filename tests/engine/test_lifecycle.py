@@ -108,7 +108,7 @@ def test_what_cannot_work_is_said_before_any_process_starts():
         Engine(replace(CONFIG, instances=(5,)))
     with pytest.raises(
         UnknownNameError,
-        match=r"unknown scheduler policy 'best'; known: gyges, llf, on-demand, oracle, restart, rr, static",
+        match=r"unknown scheduler policy 'best'; known: .*gyges, llf, .*, rr, static",
     ):
         Engine(CONFIG, policy="best")
     with pytest.raises(UnknownNameError, match=r"unknown KV layout 'rows'; known: .*shard-pages"):
