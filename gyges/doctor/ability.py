@@ -36,6 +36,7 @@ def abilities(facts: Sequence[Fact]) -> list[Ability]:
         _needs(facts, "traces from the hub", "--trace hf:owner/name", ("datasets",)),
         _needs(facts, "Triton kernels", _kernels(devices), ("triton",)),
         _gpu_memory(facts, devices),
+        _gpu_engine(facts, devices),
     ]
 
 
@@ -67,3 +68,10 @@ def _gpu_memory(facts: Sequence[Fact], devices: int) -> Ability:
     if without:
         return Ability(name, False, f"device {', '.join(without)} cannot map pages or hand them over")
     return Ability(name, True, "pages by CUDA VMM; gyges doctor --full tries it")
+
+
+def _gpu_engine(facts: Sequence[Fact], devices: int) -> Ability:
+    name = "engine on GPUs"
+    if not _gpu_memory(facts, devices).works:
+        return Ability(name, False, "needs the memory pool on GPUs")
+    return _needs(facts, name, "gyges bench run --device cuda; not yet run on hardware", (*_ENGINE, "triton"))

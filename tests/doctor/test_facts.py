@@ -153,6 +153,9 @@ def test_what_a_missing_package_takes_with_it():
 def test_gpu_memory_needs_a_device_that_maps_and_the_bindings():
     assert not works(bare())["memory pool on GPUs"]
     assert works(with_gpus(2))["memory pool on GPUs"]
+    assert works(with_gpus(2))["engine on GPUs"]
+    assert works(with_gpus(2, "numba"))["memory pool on GPUs"]
+    assert not works(with_gpus(2, "numba"))["engine on GPUs"]
     assert not works(with_gpus(2, "cuda-bindings"))["memory pool on GPUs"]
     cannot = [fact for fact in with_gpus(2) if fact.name != "device 1 VMM"]
     (ability,) = (a for a in abilities(cannot) if a.name == "memory pool on GPUs")

@@ -5,7 +5,7 @@ What the budget of time cuts off is what says least. Checks of GPUs say in no ti
 
 from __future__ import annotations
 
-from gyges.doctor.checks import add, cpu_devices, gpus, lacks, no_gpu, test_files
+from gyges.doctor.checks import add, cpu_devices, gpus, no_gpu, test_files
 
 _ENGINE = ("torch", "numba", "msgspec", "safetensors")
 _CUDA, _TRITON = ("torch", "cuda-bindings"), ("torch", "triton")
@@ -16,12 +16,9 @@ add("pool-cpu", "page pool on CPU devices", "memory:cpu_pool", 60, cpu_devices("
 add("kernels-cpu", "CPU kernels against their readable twins", "kernels:cpu", 120, cpu_devices("torch", "numba"))
 add("kernels-triton", "Triton kernels in Triton's interpreter", "gpu_kernels:interpreted", 120, no_gpu(*_TRITON))
 add(
-    "kernels-compiled",
-    "Triton kernels compiled for a GPU of another machine",
-    "gpu_kernels:compiled",
-    180,
-    lacks(*_TRITON),
-)
+    "kernels-compiled", "Triton kernels compiled for a GPU of another machine", "gpu_kernels:compiled", 180,
+    no_gpu(*_TRITON),
+)  # fmt: skip
 add("pool-cuda", "page pool on the GPU", "gpu:pool_contract", 60, gpus(1, *_CUDA))
 add("peers-cuda", "another process reads the pages of the GPU's pool", "gpu:peer_process", 60, gpus(1, *_CUDA))
 add("gaps-cuda", "kernels over ranges that begin unmapped", "gpu:gaps", 60, gpus(1, *_CUDA, "triton"))
@@ -54,6 +51,10 @@ add(
 )  # fmt: skip
 add("copies-cuda", "page copy kernel against a plain copy", "gpu_kernels:copies", 60, gpus(1, *_TRITON))
 add("collectives-cuda", "NCCL between all GPUs", "rates:nccl", 90, gpus(2, "torch"))
+add(
+    "serving-cuda", "requests through an engine on the GPU", "rates:serving_on_gpu", 90,
+    gpus(1, *_CUDA, *_ENGINE, "triton"),
+)  # fmt: skip
 add("tuning-cuda", "launch parameters of decode attention", "gpu_kernels:tuning", 60, gpus(1, *_TRITON))
 
 # -- the test suite, and CPU devices ----------------------------------------------------------------------------------

@@ -68,6 +68,15 @@ def transformations() -> dict[str, Any]:
 
 
 def serving() -> dict[str, Any]:
+    return _serving("tiny", _WORKERS, {})
+
+
+def serving_on_gpu() -> dict[str, Any]:
+    """One worker, so that decode steps are CUDA graphs. Not yet run on hardware."""
+    return _serving("small", 1, {"device": "cuda", "device_memory": 4 << 30})
+
+
+def _serving(model: str, workers: int, options: dict[str, Any]) -> dict[str, Any]:
     from gyges.config import EngineConfig
     from gyges.core import Request, SamplingParams
     from gyges.engine.engine import Engine
@@ -76,7 +85,7 @@ def serving() -> dict[str, Any]:
     requests = [
         Request(f"r{i}", tuple((31 * i + 7 * j) % 2000 + 3 for j in range(_PROMPT)), sampling) for i in range(_REQUESTS)
     ]
-    with Engine(EngineConfig(model="tiny", instances=(1,) * _WORKERS)) as engine:
+    with Engine(EngineConfig(model=model, instances=(1,) * workers, **options)) as engine:
         list(engine.generate(requests[:4]))
         began = time.perf_counter()
         renamed = [Request(f"again-{r.request_id}", r.prompt, r.sampling) for r in requests]
@@ -87,4 +96,4 @@ def serving() -> dict[str, Any]:
     assert not short, f"requests {', '.join(short)} ended early"
     rate = _REQUESTS * _OUTPUT / seconds
     figures = {"output_tokens_per_s": rate, "start_s": started, "requests": _REQUESTS}
-    return {"figures": figures, "summary": f"{rate:.0f} output tokens/s, preset tiny; engine up in {started:.1f} s"}
+    return {"figures": figures, "summary": f"{rate:.0f} output tokens/s, preset {model}; engine up in {started:.1f} s"}
