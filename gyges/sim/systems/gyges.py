@@ -195,18 +195,18 @@ class GygesSystem(BaseSystem):
         total = sum(d * own[d] * token * (self._shares[d] - self._shares[wide]) for d in targets)
         kept = max(own[d] * token * self._shares[wide] for d in own)
         return self._kv(
-            max(received, sent), received, kept, held * token * self._shares[wide], total, (min(targets), min(targets))
+            max(received, sent), received, kept, held * token * self._shares[wide], total, (min(targets), wide)
         )
 
     def _kv(
         self, peer: float, received: float, kept: float, had: float, total: float, degrees: tuple[int, int]
     ) -> _Moved:
-        """``degrees``: of the narrowest instance, and of those afterwards. Where a shard owns whole pages, those that stay are
+        """``degrees``: of the narrowest instance, and of the wide one. Where a shard owns whole pages, those that stay are
         not touched; elsewhere everything is packed anew."""
         page, layout = self.host.page_bytes, self.host.layout
         whole = layout.shards_leave_whole
-        narrow, after = degrees
-        runs = self._run_bytes(after)
+        narrow, wide = degrees
+        runs = self._run_bytes(narrow, wide)
         local = 0.0 if whole else kept
         if not had and not received:
             return _Moved()
@@ -226,13 +226,11 @@ class GygesSystem(BaseSystem):
             total=total,
         )
 
-    def _run_bytes(self, degree: int) -> float:
+    def _run_bytes(self, narrow: int, wide: int) -> float:
         """Length of one contiguous copy. Where a shard owns whole pages, neighbouring blocks join up to a page."""
         if self.host.layout.shards_leave_whole:
             return self.host.page_bytes
-        wide = max(self.degrees)
-        shape = piece_shape(self.host.kv_geometry(degree), self.host.kv_geometry(wide))
-        return shape.run
+        return piece_shape(self.host.kv_geometry(narrow), self.host.kv_geometry(wide)).run
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
@@ -256,11 +254,11 @@ class GygesSystem(BaseSystem):
         ranges = shards * host.model.num_layers
         peer = 0 if merging else changed * page
         local = 0 if host.padding else pages[wide] * page
-        matrices = 3 * ranges
         return _Moved(
             peer=peer,
             local=local,
-            descriptors=(matrices if peer else 0) + (3 * host.model.num_layers if local else 0),
+            # Cut where a page ends, packed on either side.
+            descriptors=(peer + local) / page * (1 if host.padding else 2),
             mapped=(0 if merging else changed) + (0 if host.padding else pages[wide]),
             unmapped=(changed if merging else 0) + (0 if host.padding else pages[wide]),
             ranges=ranges + (0 if host.padding else host.model.num_layers),
