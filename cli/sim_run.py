@@ -10,12 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
+from cli.live import LiveSnapshot, LiveView
 from cli.render import render_summary, seconds
 from gyges.bench.simulated import simulate
 from gyges.config import EngineConfig, format_instances
 from gyges.metrics.results import ResultFolder
 from gyges.metrics.slo import parse_slo
 from gyges.sim.of_engine import prepare_engine, requests_of
+from gyges.sim.progress import OnProgress, SimProgress
 from gyges.sim.setup import Prepared, SimSetup, prepare
 from gyges.sim.simulation import Simulation
 from workloads.load import load_trace
@@ -88,7 +90,8 @@ def _run(
         trace_sha256=trace.content_sha256,
     )
     with folder:
-        result, summary = simulate(prepared, lengths, folder, mode=mode, slo=within)
+        with LiveView(console, len(lengths), title=f"simulated: {label}") as view:
+            result, summary = simulate(prepared, lengths, folder, mode=mode, slo=within, on_progress=_watching(view))
         from gyges.metrics.plots import write_plots
 
         plots = write_plots(
@@ -107,3 +110,25 @@ def _run(
     )
     console.print(f"results: {folder.path}", soft_wrap=True, highlight=False)
     return {**summary, "state": "complete", "folder": str(folder.path), "plots": [str(path) for path in plots]}
+
+
+def _watching(view: LiveView) -> OnProgress:
+    """Shows progress on the simulated clock."""
+    before = [(0.0, 0)]  # when, and output tokens by then
+
+    def show(progress: SimProgress) -> None:
+        (at, tokens), before[0] = before[0], (progress.now_s, progress.output_tokens)
+        passed = progress.now_s - at
+        view.update(
+            LiveSnapshot(
+                elapsed_s=progress.now_s,
+                sent=progress.sent,
+                finished=progress.completed,
+                rejected=progress.rejected,
+                instances=progress.instances,
+                output_tokens_per_s=(progress.output_tokens - tokens) / passed if passed > 0 else 0.0,
+                transforming=progress.transforming,
+            )
+        )
+
+    return show

@@ -10,6 +10,7 @@ from gyges.metrics.results import ResultFolder
 from gyges.metrics.slo import Slo
 from gyges.metrics.summary import summarize
 from gyges.sim.of_engine import requests_of
+from gyges.sim.progress import OnProgress
 from gyges.sim.setup import Prepared
 from gyges.sim.simulator import SimResult
 
@@ -22,15 +23,17 @@ def simulate(
     names: Sequence[str] = (),
     mode: str = "open",
     slo: Slo | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[SimResult, dict[str, Any]]:
     """Replays requests of these (arrival_s, prompt tokens, output tokens) and saves what came of it. (result, summary).
 
-    names: of the requests; empty: r0, r1 and so on. Records are in the given order. Raises UserError before anything is saved.
+    names: of the requests; empty: r0, r1 and so on. Records are in the given order.   on_progress: see
+    :meth:`Simulator.run`. Raises UserError before anything is saved.
     """
     requests, order = requests_of(lengths, mode)
     simulator = prepared.simulator()
     folder.update_manifest(simulation=dict(prepared.facts))
-    result = simulator.run(requests)
+    result = simulator.run(requests, on_progress=on_progress)
     records = list(result.records)
     for place, index in enumerate(order):
         name = names[index] if names else f"r{index}"

@@ -62,7 +62,7 @@ class SimHost:
         self.events: list[TransformationEvent] = []
         self.parts: dict[str, float] = {}  # seconds of all transformations, by part
         self.samples: list[TimelineSample] = []  # around transformations; whoever runs the host adds those between
-        self.unfinished = 0  # requests
+        self.unfinished = self.completed = self.rejected = 0  # requests
         self.steps_taken_in = 0  # steps and jumps
         size = limits.block_size
         self.max_tokens = {d: system.kv_tokens[d] // size * size for d in system.degrees if d <= len(self.devices)}
@@ -117,6 +117,7 @@ class SimHost:
             self._touched[hosted] = None
         if complete:
             self.unfinished -= len(complete)
+            self.completed += len(complete)
             self._changed = True
         wake_s = self.policy.wake_s
         if wake_s is not None and wake_s != self._woken_s and wake_s <= now:
@@ -200,6 +201,7 @@ class SimHost:
         elif isinstance(decision, Reject):
             sequence.reason = decision.reason
             self.unfinished -= 1
+            self.rejected += 1
         else:
             if isinstance(decision, Merge):
                 self._start([self.instances[i] for i in decision.indices], (), decision.cause)

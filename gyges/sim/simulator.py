@@ -15,6 +15,7 @@ from gyges.metrics.records import RequestRecord, TimelineSample, TransformationE
 from gyges.scheduling.batching import BatchLimits
 from gyges.scheduling.routing import Ask, RoutingPolicy
 from gyges.sim.host import SimHost
+from gyges.sim.progress import OnProgress, progress_of
 from gyges.sim.records import record_of
 from gyges.sim.sequence import SimSequence
 from gyges.sim.system import System
@@ -116,20 +117,25 @@ class Simulator:
         """One host whose instances have these TP degrees at first. Raises UserError as :class:`SimHost` does."""
         return cls([SimHost(system, degrees, limits, policy)])
 
-    def run(self, requests: Sequence[SimRequest], *, sample_s: float | None = None) -> SimResult:
-        """Requests in order of arrival. ``sample_s``: between samples of the timeline; None: as many as a plot shows."""
+    def run(
+        self, requests: Sequence[SimRequest], *, sample_s: float | None = None, on_progress: OnProgress | None = None
+    ) -> SimResult:
+        """Requests in order of arrival. ``sample_s``: between samples of the timeline; None: as many as a plot shows.
+        on_progress: called at every sample, and at the end."""
         assert all(a.arrival_s <= b.arrival_s for a, b in pairwise(requests))
         with _no_collection():
-            return self._run(requests, sample_s)
+            return self._run(requests, sample_s, on_progress)
 
-    def _run(self, requests: Sequence[SimRequest], sample_s: float | None) -> SimResult:
+    def _run(
+        self, requests: Sequence[SimRequest], sample_s: float | None, on_progress: OnProgress | None
+    ) -> SimResult:
         started = time.perf_counter()
         sequences = [
             SimSequence(number, r.prompt_tokens, r.output_tokens, arrival_s=r.arrival_s)
             for number, r in enumerate(requests)
         ]
         self._let_the_policy_foresee(sequences)
-        samples, now = self._loop(sequences, sample_s)
+        samples, now = self._loop(sequences, sample_s, on_progress)
         loop_s = time.perf_counter() - started
         hosts = self.hosts
         for host in hosts:
@@ -144,7 +150,9 @@ class Simulator:
                 parts[part] = parts.get(part, 0.0) + seconds
         return SimResult([record_of(s) for s in sequences], samples, now, loop_s, steps, ends, events, parts)
 
-    def _loop(self, sequences: Sequence[SimSequence], sample_s: float | None) -> tuple[list[TimelineSample], float]:
+    def _loop(
+        self, sequences: Sequence[SimSequence], sample_s: float | None, on_progress: OnProgress | None
+    ) -> tuple[list[TimelineSample], float]:
         """(samples between events, when it was all over)."""
         samples: list[TimelineSample] = []
         span = sequences[-1].arrival_s if sequences else 0.0
@@ -158,7 +166,10 @@ class Simulator:
             if at == _NEVER or (due == _NEVER and not front.waiting and all(host.idle for host in hosts)):
                 break
             while next_sample < at:
-                samples += self._sample(next_sample)
+                latest = self._sample(next_sample)
+                samples += latest
+                if on_progress is not None:
+                    on_progress(progress_of(hosts, arrived, latest, next_sample))
                 # What follows the last arrival may be long: samples become rarer there.
                 next_sample += every if next_sample < span else max(every, (next_sample - span) / 50)
             now = at
@@ -176,7 +187,10 @@ class Simulator:
                 hosts[index].settle(now)
                 self._note(index)
         front.end()
-        return [*samples, *self._sample(now)], now
+        latest = self._sample(now)
+        if on_progress is not None:
+            on_progress(progress_of(hosts, arrived, latest, now))
+        return [*samples, *latest], now
 
     def _next_s(self) -> float:
         """When something happens next on any host."""

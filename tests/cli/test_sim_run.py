@@ -89,6 +89,7 @@ def test_merges_and_splits_are_in_the_table_the_summary_and_the_timeline(tmp_pat
     outcome = gyges(capfd, monkeypatch, "sim", "run", *arguments, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "transformations" in outcome.out
+    assert "15/15 ended (0 failed, 0 rejected)" in outcome.out
     assert load_manifest(tmp_path / "out")["simulation"]["system"] == "gyges"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     changes = summary["transformations"]

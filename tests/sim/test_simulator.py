@@ -248,3 +248,15 @@ def test_what_cannot_be_simulated_is_refused_by_name():
         Simulator.of(system, (1,), BatchLimits(8, 9, 4), make_policy("static"))
     with pytest.raises(UserError, match="less than one block of 4"):
         Simulator.of(Flat({1: COSTS[1]}, {1: 3}), (1,), limits, make_policy("static"))
+
+
+def test_progress_never_goes_back_and_ends_where_the_run_does():
+    system = Flat({d: COSTS[d] for d in (1, 2)}, {1: 64, 2: 160}, pause_s=0.01, beside_s=0.5)
+    requests = [SimRequest(0.2 * i, 100 if i % 5 == 2 else 9, 20) for i in range(20)] + [SimRequest(9.0, 500, 5)]
+    seen = []
+    simulator = Simulator.of(system, (1, 1), BatchLimits(32, 4, 4), make_policy("on-demand"))
+    result = simulator.run(requests, sample_s=0.1, on_progress=seen.append)
+    counts = [(each.now_s, each.sent, each.completed, each.rejected, each.output_tokens) for each in seen]
+    assert counts == sorted(counts)
+    assert counts[-1] == (result.end_s, 21, 20, 1, 400)
+    assert any("merge" in each.transforming.values() for each in seen)
