@@ -83,6 +83,7 @@ class ClusterHost(SimHost):
         if self._coming:  # what it lacks may be on its way
             sequence.reason = ""
             self.unfinished += 1
+            self.rejected -= 1
             self.pending.append(sequence)
         else:
             self.load.count(sequence.max_length, -1)
