@@ -126,9 +126,7 @@ class Simulator:
         with _no_collection():
             return self._run(requests, sample_s, on_progress)
 
-    def _run(
-        self, requests: Sequence[SimRequest], sample_s: float | None, on_progress: OnProgress | None
-    ) -> SimResult:
+    def _run(self, requests: Sequence[SimRequest], sample_s: float | None, on_progress: OnProgress | None) -> SimResult:
         started = time.perf_counter()
         sequences = [
             SimSequence(number, r.prompt_tokens, r.output_tokens, arrival_s=r.arrival_s)
