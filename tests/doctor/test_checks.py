@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory.backends import fake_driver
+from memory.backends import fake_driver, needs_interpreter
 from memory.fake_driver import FakeCuda
 
 from gyges.bench.gpu.attention import AttentionBench
@@ -16,7 +16,6 @@ from gyges.doctor.checks import gpu, gpu_kernels, kernels, memory, vmm
 from gyges.doctor.checks.gpu import Gpu
 from gyges.doctor.checks.gpu_transform import Size, transformations
 from gyges.kernels import reference
-from gyges.kernels.triton import interpreting
 from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
 from gyges.memory.cuda import CudaPagePool
 from gyges.sim.hardware import TransformCosts
@@ -126,6 +125,7 @@ def test_copies_are_timed_at_every_size(device, api):
     assert api.leaks() == {}
 
 
+@needs_interpreter
 def test_a_merge_and_a_split_on_cuda_devices_find_everything_again(device, api):
     size = Size("tiny", 2560 * 1024, 16 * PAGE, ("shard-pages",))
     found = transformations(device, size)
@@ -136,7 +136,7 @@ def test_a_merge_and_a_split_on_cuda_devices_find_everything_again(device, api):
     assert api.leaks() == {}
 
 
-@pytest.mark.skipif(not interpreting(), reason="kernels are compiled in this process")
+@needs_interpreter
 def test_kernel_checks_run_in_small_form_and_name_their_goals():
     cpu, small = torch.device("cpu"), {"page_bytes": PAGE, "copy_bytes": 1 << 16, "kernels": "triton"}
     found = gpu_kernels.attention(

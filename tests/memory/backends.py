@@ -11,6 +11,7 @@ import pytest
 import torch
 from memory.fake_driver import FakeCuda
 
+from gyges.kernels.triton import interpreting, why_not
 from gyges.memory import dlpack
 from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
 from gyges.memory.cuda import CudaPagePool, CudaPeerMemory
@@ -42,6 +43,10 @@ FAKE_CUDA = Backend(
     "cuda-fake", 4096, lambda capacity, page: CudaPagePool(capacity, page, driver=fake_driver()), _cuda_peer
 )
 GPU = Backend("cuda", 2 << 20, lambda capacity, page: CudaPagePool(capacity, page), _cuda_peer, on_host=False)
+
+# Triton kernels over memory of this machine: in a process that compiles kernels they cannot run.
+NO_INTERPRETER = not interpreting() or bool(why_not(torch.device("cpu")))
+needs_interpreter = pytest.mark.skipif(NO_INTERPRETER, reason="needs Triton's interpreter")
 
 HAS_GPU = torch.cuda.is_available() and importlib.util.find_spec("cuda.bindings") is not None
 BACKENDS = [

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from memory.backends import fake_driver
+from memory.backends import fake_driver, needs_interpreter
 from memory.fake_driver import FakeCuda
 from transform.content import DeviceRig, World, make_host
 
@@ -61,7 +61,10 @@ def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, 
     w.empty()
 
 
-@pytest.mark.parametrize(("layout", "kernel"), [*((name, False) for name in LAYOUTS.names()), ("shard-pages", True)])
+@pytest.mark.parametrize(
+    ("layout", "kernel"),
+    [*((name, False) for name in LAYOUTS.names()), pytest.param("shard-pages", True, marks=needs_interpreter)],
+)
 def test_the_same_programs_run_on_cuda_devices(world, layout, kernel):
     """On a driver that refuses what a GPU may let pass (no access rights, unmapping what is read); each worker has its own."""
     drivers: list[FakeCuda] = []
