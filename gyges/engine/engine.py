@@ -198,6 +198,8 @@ class Engine:
                 if worker.worker in ready:
                     raise worker.death()
                 message = worker.receive()
+                if isinstance(message, Failed) and message.user:
+                    raise UserError(message.error)
                 if isinstance(message, Failed):
                     raise EngineError(f"worker {worker.worker} could not start: {message.error}\n{worker.last_words()}")
                 assert isinstance(message, Ready), f"unexpected {type(message).__name__}"

@@ -138,9 +138,10 @@ class Parked(Message):
 
 
 class Failed(Message):
-    """The worker cannot go on; it exits after this."""
+    """The worker cannot go on; it exits after this. ``user``: the error is meant for the person at the terminal, as it stands."""
 
     error: str
+    user: bool = False
 
 
 ToWorker = Setup | Peers | Step | Transform | Park | Reset | Stop

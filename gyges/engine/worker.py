@@ -33,6 +33,7 @@ from gyges.engine.messages import (
     encode,
 )
 from gyges.engine.process import receive_descriptors, send_descriptors
+from gyges.errors import UserError
 from gyges.parallel.comm import CollectiveAborted
 
 if TYPE_CHECKING:
@@ -124,8 +125,9 @@ def main() -> None:
         os._exit(3)  # the controller is gone; nobody is left to tell
     except BaseException as error:
         traceback.print_exc()
+        user = isinstance(error, UserError)
         try:
-            connection.send_bytes(encode(Failed(f"{type(error).__name__}: {error}")))
+            connection.send_bytes(encode(Failed(str(error) if user else f"{type(error).__name__}: {error}", user)))
         finally:
             sys.stderr.flush()
             os._exit(1)

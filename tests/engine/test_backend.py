@@ -15,6 +15,7 @@ from memory.fake_driver import FakeCuda
 from gyges.config import EngineConfig
 from gyges.engine import runner as runner_module
 from gyges.engine.backend import Backend, open_backend
+from gyges.engine.engine import Engine
 from gyges.engine.messages import NewSequence, Setup, Step, pack_tokens
 from gyges.errors import UserError
 from gyges.kernels.sets import make_kernels
@@ -81,13 +82,16 @@ def test_a_worker_on_cuda_pages_and_triton_kernels_gives_transformers_tokens_and
 def test_a_cuda_device_where_there_is_no_gpu_is_refused_with_the_remedy():
     with pytest.raises(UserError, match=r"--device cpu.*gyges doctor"):
         open_backend(EngineConfig(device="cuda"), 0, "bfloat16", 16)
+    with (
+        pytest.raises(UserError, match=r"^torch sees no GPU here"),
+        Engine(EngineConfig(device="cuda", device_memory=64 << 20)),
+    ):
+        pass  # the worker found out, and its words are the caller's
     with pytest.raises(UserError, match=r"cpu.*cuda"):
         EngineConfig(device="tpu")
 
 
 def test_pages_and_dtype_of_a_gpu_follow_from_the_device():
-    from gyges.engine.engine import Engine
-
     engine = Engine(EngineConfig(device="cuda", device_memory=64 << 20))
     assert (engine.dtype, engine.config.page_bytes) == ("bfloat16", 2 << 20)
     assert Engine(EngineConfig(device="cuda", device_memory=64 << 20, dtype="float32")).dtype == "float32"
@@ -95,7 +99,6 @@ def test_pages_and_dtype_of_a_gpu_follow_from_the_device():
 
 def test_the_engines_that_a_gpu_is_checked_with_fit_their_devices():
     from gyges.doctor.checks import exactness
-    from gyges.engine.engine import Engine
 
     for layout in exactness._GPU_LAYOUTS:
         for padding in (True, False):
