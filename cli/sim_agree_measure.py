@@ -31,6 +31,7 @@ _STATIC, _STATIC_S = "default", 50.0  # at half its rate, which is meant for fou
 # Short prompts: a chunk that is computed beside a transformation would be taken for its pause. About ten run at a time.
 _DECODING = "synthetic:poisson?rate=2.5&prompt=uniform:32:96&output=uniform:500:900&duration={:g}"
 _FIRST_S, _EVERY_S, _PAIRS = 3.0, 1.25, 6
+_MAX_SEQS = 32  # more than ever run, and a grid of a size that is profiled in a minute
 _FILLS = (0.1, 0.4, 0.8)
 
 Progress = Callable[[str], None]
@@ -39,9 +40,11 @@ Progress = Callable[[str], None]
 def measure(folder: Path, progress: Progress, *, quick: bool = False) -> Iterator[tuple[str, Path]]:
     """(name, run's folder) of each replay, once all of them are there. Three to four minutes; ``quick``: a minute, figures that
     mean little."""
-    engine = EngineConfig(model=MODEL, layout=LAYOUT, device_memory=DEVICE_MEMORY[MODEL], threads=1)
+    engine = EngineConfig(
+        model=MODEL, layout=LAYOUT, device_memory=DEVICE_MEMORY[MODEL], threads=1, max_seqs=_MAX_SEQS
+    )
     progress("profile")
-    profile(ProfileConfig(engine, (1, WIDE), repeats=1 if quick else 5, quick=quick), folder / "profile", progress)
+    profile(ProfileConfig(engine, (1, WIDE), repeats=1 if quick else 3, quick=quick), folder / "profile", progress)
     fills = _FILLS[1:] if quick else _FILLS
     pauses = PauseConfig(MODEL, (LAYOUT,), fills, WIDE, repeats=1 if quick else 4, seed=0, paddings=(True,))
     with ResultFolder.create(folder / "transform", "bench-transform", configuration=asdict(pauses)) as results:

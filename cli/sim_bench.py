@@ -95,6 +95,12 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
                 seconds(run["simulated_s"]),
             )
         console.print(rows)
+        fit = document["scale"]["fit"]
+        console.print(
+            f"time ~ requests^{fit['exponent']:.2f}; a straight line of {seconds(fit['seconds_per_request'])} a request "
+            f"explains {fit['r2']:.2%} of it",
+            highlight=False,
+        )
     rows = table("Goals")
     for head in ("goal", "at most", "reached", "met"):
         rows.add_column(head, justify="left" if head == "goal" else "right", no_wrap=True)

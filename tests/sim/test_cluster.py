@@ -140,6 +140,15 @@ def test_while_no_host_is_up_requests_wait_and_where_none_comes_back_they_fail()
     assert {(record.status, record.reason) for record in lost} == {("failed", "no host was up")}
 
 
+def test_a_device_that_is_back_alone_waits_for_as_many_as_an_instance_needs():
+    system = Flat({2: COSTS[2]}, {2: 160}, block_size=4)
+    one_by_one = [Failure(0.25, 0, 0, 1.0), Failure(0.25, 0, 1, 2.0)]
+    simulator = cluster(system, (2,), LIMITS, lambda: make_policy("static"), 1, failures=one_by_one)
+    result = simulator.run(REQUESTS)
+    assert {record.status for record in result.records} == {"completed"}
+    assert all(not 0.25 < time < 2.0 for times in times_of(result) for time in times)
+
+
 def test_what_is_left_of_an_instance_serves_at_the_lowest_degree_once_it_has_its_weights():
     class Reading(Flat):
         def restart(self, before, after):

@@ -77,6 +77,6 @@ class Cluster:
 
     def _note_hosts(self, now: float = -1.0) -> None:
         """Which hosts are up. One that is back at this very moment counts: requests that arrive then find it."""
-        up = [host for host in self.hosts if host.up or host.back_s <= now]
+        up = [host for host in self.hosts if host.up_at(now)]
         self._loads = [host.load for host in up]
         self._alike = all(host.whole for host in self.hosts)

@@ -38,10 +38,10 @@ class ClusterHost(SimHost):
 
     # -- the loop's side ----------------------------------------------------------------------------------------------
 
-    @property
-    def up(self) -> bool:
-        """Whether its devices that work suffice for an instance, now or once they are made ready."""
-        return self.load.wide_tokens > 0
+    def up_at(self, now: float) -> bool:
+        """Whether the devices that work suffice for an instance; those count that are back by then and not seated yet."""
+        due = sum(device in self._down for at, devices in self._coming if at <= now for device in devices)
+        return len(self.devices) - len(self._down) + due >= self._lowest
 
     @property
     def whole(self) -> bool:
