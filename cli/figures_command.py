@@ -60,6 +60,9 @@ def figures_command(
         )
     for name in chosen:
         console.print(lines_table(name, document["figures"][name]))
+        for reading in document["figures"][name]["readings"]:
+            console.print(f"[dim]- {escape(reading)}[/]", highlight=False)
+        console.print()
     console.print(
         f"{len(chosen)} figures in {time.monotonic() - started:.0f} s: {folder.path}", soft_wrap=True, highlight=False
     )
@@ -83,6 +86,4 @@ def lines_table(name: str, figure: Mapping[str, Any]) -> Table:
     for line in figure["lines"]:
         words = line["shown"]
         rows.add_row(*map(escape, (line["what"], words["paper"], words["here"], words["deviation"], line["source"])))
-    rows.caption = "\n".join(escape(reading) for reading in figure["readings"])
-    rows.caption_justify = "left"
     return rows

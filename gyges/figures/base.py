@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Unit = Literal["tokens", "tok/s", "s", "bytes", "share", "x", "count"]
+BEYOND = "beyond the paper"  # of a figure that it does not have
 GROUPS = ("trade-off", "transformation", "scheduling", "end to end", "beyond")
 
 

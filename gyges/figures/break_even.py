@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gyges.figures.base import FIGURES, Context, Data, FigureKind, Line
+from gyges.figures.base import BEYOND, FIGURES, Context, Data, FigureKind, Line
 from gyges.figures.replays import Contender, simulate
 from gyges.metrics.definitions import e2e_s
 from gyges.metrics.plots import new_figure
@@ -143,4 +143,4 @@ def _map(axes: Axes, data: Data, column: str, factor: float, norm: Any) -> Any:
     return image
 
 
-FIGURES.add("break-even", FigureKind("When transforming pays", "beyond", "beyond the paper", make, draw))
+FIGURES.add("break-even", FigureKind("When transforming pays", "beyond", BEYOND, make, draw))

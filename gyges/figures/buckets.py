@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gyges.figures.base import FIGURES, Context, Data, FigureKind, Line, Workload
+from gyges.figures.base import BEYOND, FIGURES, Context, Data, FigureKind, Line, Workload
 from gyges.figures.drawing import log_scale
 from gyges.figures.replays import Contender, simulate, summary_of
 from gyges.metrics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, tidy
@@ -110,4 +110,4 @@ def _curves(axes: Axes, data: Data, column: str, scale: float) -> None:
     tidy(axes)
 
 
-FIGURES.add("length-buckets", FigureKind("Latency by prompt length", "beyond", "beyond the paper", make, draw))
+FIGURES.add("length-buckets", FigureKind("Latency by prompt length", "beyond", BEYOND, make, draw))

@@ -53,9 +53,9 @@ MODELS = {
 
 DOUBTFUL = {
     "context": "The limit of 3.75K tokens at TP1: KV alone is 256 KiB a token, of which an H20 has room for 72K. Taken is that "
-    "the rest is memory which the paper's engine needs for each token of a prefill that is not chunked",
+    "the rest is memory which the paper's engine needs for each token of a prefill that is not chunked.",
     "kv time": "The naive KV transformation of 3.15 to 4 ms is taken per layer, since the same source has 522 to 2,240 ms for a "
-    "model",
+    "model.",
     "ffn time": "The naive FFN transformation of 620 to 770 ms is reported per layer; 850 MB of weights a layer over NVLink "
-    "cannot take that, so it is taken as the whole model's",
+    "cannot take that, so it is taken as the whole model's.",
 }

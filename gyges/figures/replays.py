@@ -77,9 +77,11 @@ def paper_room(system: System) -> dict[int, int]:
     return {d: max(1, int((d * theirs - weights) / token)) for d, weights in held.items()}
 
 
-def replay(contender: Contender, workload: Workload, *, room: str = "own") -> dict[str, Any]:
+def replay(
+    contender: Contender, workload: Workload, *, room: str = "own", switch_factor: float = 1.0
+) -> dict[str, Any]:
     """Figures of one replay (:func:`measures`)."""
-    result = simulate(contender, workload, room=room)
+    result = simulate(contender, workload, room=room, switch_factor=switch_factor)
     return measures(result.records, summary_of(result))
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gyges.figures.base import Context, Data, FigureKind, Row
+from gyges.figures.base import BEYOND, Context, Data, FigureKind, Row
 from gyges.figures.catalogue import FIGURES
 from gyges.metrics.atomic import write_bytes, write_json
 from gyges.metrics.plots import save_figures
@@ -109,7 +109,8 @@ def lines_markdown(document: Mapping[str, Any]) -> str:
     """One table for each figure, with its readings below."""
     parts = ["# Figures: what the paper says and what is found here", ""]
     for name, figure in document["figures"].items():
-        parts += [f"## {name}: {figure['title']}", "", f"In the paper: {figure['where']}.", ""]
+        where = "Not in the paper." if figure["where"] == BEYOND else f"In the paper: {figure['where']}."
+        parts += [f"## {name}: {figure['title']}", "", where, ""]
         if figure["quick"]:
             parts += ["Made with --quick: coarse, for tests and notebooks.", ""]
         parts += ["| | paper | here | deviation | source |", "|---|---|---|---|---|"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
+from gyges.figures import paper
 from gyges.metrics.summary import summarize
 from gyges.scheduling.batching import BatchLimits
 from gyges.scheduling.specification import make_policy
 from gyges.sim.hardware import load_hardware
-from gyges.sim.models import SimModel
+from gyges.sim.models import SimModel, sim_model
 from gyges.sim.simulator import SimRequest, Simulator
 from gyges.sim.system import Switch, System, SystemSpec, make_system
 
@@ -37,6 +38,12 @@ def gyges_switch(
     values = {name: ("on" if value else "off") if isinstance(value, bool) else value for name, value in options.items()}
     system = system_of("gyges" + "".join(f"+{name}={value}" for name, value in values.items()), model, hardware)
     return system.switch(before, after, held_tokens(system, before, fill))
+
+
+def paper_fill() -> float:
+    """FILL of the paper's room for KV cache (figure tp-tradeoff), as a share of ours: Qwen2.5-32B on H20."""
+    hub, hardware = paper.MODELS["Qwen2.5-32B"]
+    return FILL * paper.CONTEXT_TOKENS[1] / system_of("gyges", sim_model(hub), hardware).kv_tokens[1]
 
 
 def held_tokens(system: System, before: tuple[int, ...], fill: float) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gyges.figures import end_to_end
-from gyges.figures.base import FIGURES, Context, Data, FigureKind, Line, Workload
+from gyges.figures.base import BEYOND, FIGURES, Context, Data, FigureKind, Line, Workload
 from gyges.figures.buckets import CHAT, mixed
 from gyges.figures.drawing import plain
 from gyges.figures.replays import Contender, replay
@@ -118,4 +118,4 @@ def _bars(axes: Axes, rows: list[Any], column: str, scale: float, colour: str) -
     axes.grid(axis="y", visible=False)
 
 
-FIGURES.add("traces", FigureKind("All neighbours on three kinds of traffic", "beyond", "beyond the paper", make, draw))
+FIGURES.add("traces", FigureKind("All neighbours on three kinds of traffic", "beyond", BEYOND, make, draw))

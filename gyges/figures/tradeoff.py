@@ -139,7 +139,7 @@ def _readings(model: SimModel, alike: int) -> list[str]:
     k = fitted_bytes_per_token(model)
     u, miss = k * (fitted_context(1) - fitted_context(0)), fitted_context(4) / paper.CONTEXT_TOKENS[4] - 1
     return [
-        f"{paper.DOUBTFUL['context']}: (d u - W) / k through TP1 and TP2 has u = {u / 1e9:.1f} GB a device and "
+        f"{paper.DOUBTFUL['context']} (d u - W) / k through TP1 and TP2 has u = {u / 1e9:.1f} GB a device and "
         f"k = {k / 1e6:.2f} MB a token, and misses TP4 by {100 * miss:+.1f} %. KV cache, logits of all prompt tokens in bf16 and "
         f"twice in fp32, and one layer's FFN activations are {unchunked_bytes_per_token(model) / 1e6:.2f} MB a token.",
         f"The paper does not say how many sequences an instance has; {alike} of them, all decoding, give its TP1 figure, and the "

@@ -113,7 +113,7 @@ def _lines(rows: list[dict[str, Any]]) -> list[Line]:
     lines = [
         Line(
             "FFN weights, packed, one stop (Qwen2.5-32B, merge)", paper.FFN_NAIVE_S,
-            lost("Qwen2.5-32B", "merge", padding=False, overlap=False), "s", "simulated", paper.DOUBTFUL["ffn time"],
+            lost("Qwen2.5-32B", "merge", padding=False, overlap=False), "s", "simulated",
         ),
         Line("padding alone, merge, largest cut of five models", paper.FFN_PADDING, most("merge", padding=True, overlap=False),
              "share", "simulated", "nothing is copied, pages are unmapped"),
