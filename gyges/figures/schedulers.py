@@ -27,7 +27,7 @@ CONTENDERS = (
 )
 LOADS, QUICK_LOADS = (1, 2, 4, 6, 8), (1, 4)
 DEAR, QUICK_DEAR, DEAR_LOAD = (
-    (10.0, 30.0, 100.0),
+    (30.0, 100.0),
     (30.0,),
     4,
 )  # on the seconds of switches, at this load, in the paper's room
