@@ -10,6 +10,7 @@ from gyges.figures import (  # noqa: F401, I001 - in this order
     break_even,
     buckets,
     traces,
+    scaling,
 )
 from gyges.figures.base import FIGURES
 
