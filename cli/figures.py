@@ -26,8 +26,13 @@ def figures(
         ),
     ] = None,
     measured: Annotated[
-        Path, typer.Option("--measured", metavar="DIR", help="What gyges bench transform wrote, shown beside.")
-    ] = Path("results/transform"),
+        Path | None,
+        typer.Option(
+            "--measured",
+            metavar="DIR",
+            help="What gyges bench transform wrote, shown beside. \\[default: results/transform, where that is]",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Coarse grids and few requests: seconds, not minutes.")
     ] = False,

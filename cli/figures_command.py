@@ -21,6 +21,7 @@ from gyges.metrics.results import ResultFolder
 from workloads.published import published_trace
 
 KIND = "figures"
+MEASURED = Path("results/transform")
 
 
 def list_figures(console: Console) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def list_figures(console: Console) -> dict[str, Any]:
 
 
 def figures_command(
-    console: Console, names: Sequence[str], out: Path | None, traces: Path | None, measured: Path, *, quick: bool
+    console: Console, names: Sequence[str], out: Path | None, traces: Path | None, measured: Path | None, *, quick: bool
 ) -> dict[str, Any]:
     """Returns figures.json's fields plus ``folder``. Raises UserError for unknown names and folders that are not there."""
     chosen = list(dict.fromkeys(names)) or FIGURES.names()
@@ -48,7 +49,7 @@ def figures_command(
     context = Context(
         read_trace=partial(published_trace, folder=traces),
         quick=quick,
-        measured=measured if (measured / "transform.json").is_file() else None,
+        measured=_measured(measured),
         progress=stopwatch(),
     )
     configuration = {"names": chosen, "quick": quick, "measured": str(context.measured) if context.measured else None}
@@ -67,6 +68,16 @@ def figures_command(
         f"{len(chosen)} figures in {time.monotonic() - started:.0f} s: {folder.path}", soft_wrap=True, highlight=False
     )
     return {**document, "folder": str(folder.path)}
+
+
+def _measured(given: Path | None) -> Path | None:
+    """The folder, or the usual one where it is there; None: neither. UserError for one that was given and is something else."""
+    folder = given or MEASURED
+    if (folder / "transform.json").is_file():
+        return folder
+    if given is not None:
+        raise UserError(f"there is no transform.json in {given}; --measured is a folder that gyges bench transform wrote")
+    return None
 
 
 def _folder(out: Path | None, configuration: Mapping[str, Any]) -> ResultFolder:

@@ -18,7 +18,7 @@ def test_the_list_names_every_figure_and_makes_none(capfd, monkeypatch, tmp_path
 
 def test_a_figure_goes_to_a_folder_and_again_to_the_same(capfd, monkeypatch, tmp_path):
     out = tmp_path / "figures"
-    arguments = ("figures", "tp-tradeoff", "--quick", "--out", out, "--measured", tmp_path, "--json")
+    arguments = ("figures", "tp-tradeoff", "--quick", "--out", out, "--json")
     first = gyges(capfd, monkeypatch, *arguments)
     assert first.code == 0, first.err
     assert "3.75K" in first.err or "3750" in first.err
@@ -38,6 +38,7 @@ def test_a_figure_goes_to_a_folder_and_again_to_the_same(capfd, monkeypatch, tmp
     [
         (("pie",), "unknown figure 'pie'; known: "),
         (("--traces", "nowhere"), "there is no folder nowhere"),
+        (("--measured", "nowhere"), "there is no transform.json in nowhere"),
     ],
 )
 def test_bad_input_is_named_and_leaves_no_folder(capfd, monkeypatch, tmp_path, arguments, words):
