@@ -76,7 +76,9 @@ def _measured(given: Path | None) -> Path | None:
     if (folder / "transform.json").is_file():
         return folder
     if given is not None:
-        raise UserError(f"there is no transform.json in {given}; --measured is a folder that gyges bench transform wrote")
+        raise UserError(
+            f"there is no transform.json in {given}; --measured is a folder that gyges bench transform wrote"
+        )
     return None
 
 

@@ -40,9 +40,7 @@ Progress = Callable[[str], None]
 def measure(folder: Path, progress: Progress, *, quick: bool = False) -> Iterator[tuple[str, Path]]:
     """(name, run's folder) of each replay, once all of them are there. Three to four minutes; ``quick``: a minute, figures that
     mean little."""
-    engine = EngineConfig(
-        model=MODEL, layout=LAYOUT, device_memory=DEVICE_MEMORY[MODEL], threads=1, max_seqs=_MAX_SEQS
-    )
+    engine = EngineConfig(model=MODEL, layout=LAYOUT, device_memory=DEVICE_MEMORY[MODEL], threads=1, max_seqs=_MAX_SEQS)
     progress("profile")
     profile(ProfileConfig(engine, (1, WIDE), repeats=1 if quick else 3, quick=quick), folder / "profile", progress)
     fills = _FILLS[1:] if quick else _FILLS
