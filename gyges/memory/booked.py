@@ -6,6 +6,7 @@ slots that have neighbouring pages. What they raise leaves the books as they wer
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _SORT_FROM = 8
 
 
-class BookedRange:
+class BookedRange(ABC):
     """See :class:`gyges.memory.base.AddressRange`. ``table`` [slots] int32: the page at each slot, or -1."""
 
     address: int
@@ -40,14 +41,14 @@ class BookedRange:
         assert offset_bytes + need <= self.length, f"view of {need} bytes at {offset_bytes} leaves range {self.name!r}"
         return self._view(dtype, tuple(shape), self.address + offset_bytes)
 
-    def _view(self, dtype: torch.dtype, shape: tuple[int, ...], address: int) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _view(self, dtype: torch.dtype, shape: tuple[int, ...], address: int) -> torch.Tensor: ...
 
-    def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self) -> None: ...
 
 
-class BookedPool:
+class BookedPool(ABC):
     """See :class:`gyges.memory.base.PagePool`. ``capacity`` pages of ``page_bytes`` each."""
 
     def __init__(self, capacity: int, page_bytes: int, name: str) -> None:
@@ -60,17 +61,17 @@ class BookedPool:
 
     # -- what a backend adds ------------------------------------------------------------------------------------------
 
-    def _make_range(self, name: str, num_pages: int, table: np.ndarray, table_start: int) -> BookedRange:
-        raise NotImplementedError
+    @abstractmethod
+    def _make_range(self, name: str, num_pages: int, table: np.ndarray, table_start: int) -> BookedRange: ...
 
+    @abstractmethod
     def _map_run(self, address: int, page: int, count: int) -> None:
         """``count`` pages from ``page`` on, at neighbouring slots from ``address`` on."""
-        raise NotImplementedError
 
-    def _unmap_run(self, address: int, count: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _unmap_run(self, address: int, count: int) -> None: ...
 
-    def _before_unmap(self) -> None:
+    def _before_unmap(self) -> None:  # noqa: B027 - a backend may have nothing to wait for
         """Waits for whoever may still be reading; nothing on the CPU, where work is done when its call returns."""
 
     # -- the contract -------------------------------------------------------------------------------------------------
