@@ -44,6 +44,14 @@ def build_engine_config(
     device: Annotated[
         str, _option("--device", panel=_HOST, help="What a device is: cpu, or cuda (not yet run on hardware).")
     ] = "cpu",
+    collectives: Annotated[
+        str,
+        _option(
+            "--collectives",
+            panel=_HOST,
+            help="How workers sum: auto, shm or gloo (cpu); nccl, peer or staged (cuda, not yet run on hardware).",
+        ),
+    ] = "auto",
     instances: Annotated[
         str | None, _option("--instances", panel=_HOST, metavar="tp1,tp1,tp2", help="TP degree of each instance.")
     ] = None,
@@ -109,6 +117,7 @@ def build_engine_config(
         dtype=dtype,
         seed=model_seed,
         device=device,
+        collectives=collectives,
         instances=degrees,
         tp_degrees=candidates,
         device_memory=parse_bytes(device_memory),

@@ -13,7 +13,8 @@ from cli.output import JsonOption, emit, human_console
 from gyges.config import EngineConfig
 
 _engine = adapted(
-    build_engine_config, without=("devices", "device", "instances", "tp_degrees", "overlap", "pages_per_step")
+    build_engine_config,
+    without=("devices", "device", "collectives", "instances", "tp_degrees", "overlap", "pages_per_step"),
 )
 
 

@@ -62,6 +62,8 @@ class EngineConfig:
     model: preset name, checkpoint folder or hub id.   dtype: "auto" (the checkpoint's; on GPUs bfloat16), "float32" or
         "bfloat16".
     device: what a device is: "cpu" (memory and cores of this machine) or "cuda" (workers may share a GPU).
+    collectives: how the workers of an instance sum (gyges.parallel.collectives); "auto": on CPU devices shared memory, on GPUs
+        NCCL where every worker has one of its own, peer memory where they share.
     instances: the TP degree of each instance; an instance of degree d takes the next d devices.
     tp_degrees: degrees that the host may take while it runs; "shards" are cut for all of them. Empty: those in
         ``instances``.
@@ -85,6 +87,7 @@ class EngineConfig:
     dtype: str = "auto"
     seed: int = 0
     device: str = "cpu"
+    collectives: str = "auto"
     instances: tuple[int, ...] = (1,)
     tp_degrees: tuple[int, ...] = ()
     device_memory: int = 64 * MIB
@@ -104,12 +107,18 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         from gyges.kv_cache.layouts import LAYOUTS
+        from gyges.parallel.collectives import COLLECTIVES
 
         LAYOUTS.get(self.layout)
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UnknownNameError("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if self.device not in ("cpu", "cuda"):
             raise UnknownNameError("device", self.device, ("cpu", "cuda"))
+        if self.collectives != "auto" and COLLECTIVES.get(self.collectives).device != self.device:
+            fitting = ", ".join(name for name, way in COLLECTIVES.items() if way.device == self.device)
+            raise UserError(
+                f"collectives {self.collectives!r} do not work on {self.device} devices; these do: {fitting}"
+            )
         if not self.instances:
             raise UserError("an engine needs at least one instance, for example --instances tp1")
         if any(degree < 1 for degree in self.instances + self.tp_degrees):

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gyges.bench.child import ChildError, child_environment
@@ -34,40 +33,39 @@ def all_reduce_times(
         raise UnknownNameError("all-reduce backend", backend, (*BACKENDS, NCCL))
     from gyges.parallel.arena import SharedArena
 
-    arena = SharedArena.create(workers, message_bytes) if backend == "shm" else None
+    arena = SharedArena.create(workers, message_bytes)
+    store = os.memfd_create("gyges-store", os.MFD_CLOEXEC)
     processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory(prefix="gyges-allreduce-") as folder:
-        try:
-            for rank in range(workers):
-                setup = {
-                    "backend": backend,
-                    "rank": rank,
-                    "workers": workers,
-                    "bytes": message_bytes,
-                    "calls": calls,
-                    "fd": arena.fd if arena else -1,
-                    "store": str(Path(folder) / "store"),
-                }
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "gyges.bench.allreduce", json.dumps(setup)],
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                        pass_fds=(arena.fd,) if arena else (),
-                        # gloo binds to the address that the host name resolves to, where there may be none.
-                        env=child_environment(1) | {"GLOO_SOCKET_IFNAME": "lo"},
-                    )
+    try:
+        for rank in range(workers):
+            setup = {
+                "backend": backend,
+                "rank": rank,
+                "workers": workers,
+                "bytes": message_bytes,
+                "calls": calls,
+                "fd": arena.fd,
+                "store": store,
+            }
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "gyges.bench.allreduce", json.dumps(setup)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    pass_fds=(arena.fd, store),
+                    env=child_environment(1),
                 )
-            return _collect(processes, time.monotonic() + timeout_s, backend)
-        finally:
-            for process in processes:
-                with contextlib.suppress(OSError):
-                    process.kill()
-                process.wait()
-            if arena:
-                arena.close()
+            )
+        return _collect(processes, time.monotonic() + timeout_s, backend)
+    finally:
+        for process in processes:
+            with contextlib.suppress(OSError):
+                process.kill()
+            process.wait()
+        os.close(store)
+        arena.close()
 
 
 def _collect(processes: Sequence[subprocess.Popen[str]], deadline: float, backend: str) -> list[float]:
@@ -93,31 +91,21 @@ def _worker(setup: dict[str, Any]) -> list[float]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     mine = torch.full((setup["bytes"] // 4,), float(rank + 1), device=device)
-    groups = None
-    if setup["backend"] == "shm":
-        from gyges.parallel.arena import SharedArena
-        from gyges.parallel.shm import ShmComm
+    from gyges.parallel.arena import SharedArena
+    from gyges.parallel.collectives import COLLECTIVES, Wanted
 
-        arena = SharedArena(setup["fd"], workers, -(-setup["bytes"] // 4096) * 4096)
-        comm = ShmComm(arena, tuple(range(workers)), rank, _COLLECTIVE_TIMEOUT_S)
+    arena = SharedArena(setup["fd"], workers, -(-setup["bytes"] // 4096) * 4096)
+    wanted = Wanted(arena, rank, device, _COLLECTIVE_TIMEOUT_S, setup["store"])
+    collectives = COLLECTIVES.get(setup["backend"]).make(wanted)
+    comm = collectives.comm(tuple(range(workers)))
+    held = mine.clone()
 
-        def reduce() -> Any:
-            return comm.all_reduce(mine)
-    else:
-        from gyges.parallel.process_group import ProcessGroups
-
-        groups = ProcessGroups(
-            setup["backend"], setup["store"], rank, workers, (), mine.device, timeout_s=_COLLECTIVE_TIMEOUT_S
-        )
-        group = groups.comm(tuple(range(workers)))
-        held = mine.clone()
-
-        def reduce() -> Any:
-            held.copy_(mine)  # in place: without this the sums would grow without bound
-            total = group.all_reduce(held)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return total
+    def reduce() -> Any:
+        held.copy_(mine)  # some sum in place: without this the sums would grow without bound
+        total = comm.all_reduce(held)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return total
 
     seconds = []
     for call in range(_WARM_UP + setup["calls"]):
@@ -128,8 +116,7 @@ def _worker(setup: dict[str, Any]) -> list[float]:
         elif not call:
             expected = float(math.comb(workers + 1, 2))
             assert bool((total == expected).all()), f"the sum is {total[0]}, expected {expected}"
-    if groups is not None:
-        groups.close()
+    collectives.close()
     return seconds
 
 

@@ -1,8 +1,8 @@
 """What a worker's device is made of, by kind: where tensors are, kernels, the memory that transformations work on, collectives.
 
     cpu     this machine's memory and cores: numba kernels, memfd pages, sums over shared memory
-    cuda    GPU number worker % GPUs: Triton kernels, CUDA VMM pages, collectives by way of the host, decode steps as CUDA graphs
-            where nothing can change under them. Workers may share a GPU, each under its own budget. Not yet run on hardware
+    cuda    GPU number worker % GPUs: Triton kernels, CUDA VMM pages, NCCL or peer memory, decode steps as CUDA graphs where
+            addresses stay. Workers may share a GPU, each under its own budget. Not yet run on hardware
 
 Called in the worker's process, before anything is placed.
 """
@@ -19,21 +19,21 @@ from gyges.config import EngineConfig
 from gyges.errors import UserError
 from gyges.kernels.base import KernelSet
 from gyges.kernels.sets import make_kernels
-from gyges.parallel.comm import Comm
 from gyges.registry import Registry
 from gyges.transform.memory import CpuMemory, DeviceMemory
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """``collective``: makes a communicator of host memory one of this device's tensors.   graphs: whether decode steps can be
-    recorded.   keep: lives as long as this."""
+    """collectives: those that "auto" chooses.   graphs: whether decode steps can be recorded.   driver: of the GPU,
+    gyges.memory.cuda_driver.   keep: lives as long as this."""
 
     device: torch.device
     kernels: KernelSet
     memory: DeviceMemory
-    collective: Callable[[Comm], Comm] = lambda comm: comm
+    collectives: str = "shm"
     graphs: bool = False
+    driver: Any = None
     keep: Any = None
 
     def finish(self) -> None:
@@ -74,13 +74,15 @@ def _cpu(wanted: _Wanted) -> Backend:
 @_KINDS.register("cuda")
 def _cuda(wanted: _Wanted) -> Backend:
     from gyges.memory.cuda_driver import CudaDriver
-    from gyges.parallel.staged import StagedComm
     from gyges.transform.memory import CudaMemory
 
     if not torch.cuda.is_available():
         raise UserError("torch sees no GPU here: use --device cpu; gyges doctor says what is missing")
-    device = torch.device("cuda", wanted.worker % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    device = torch.device("cuda", wanted.worker % count)
     torch.cuda.set_device(device)
     stream = torch.cuda.Stream(device)
-    memory = CudaMemory(CudaDriver(device.index), stream.cuda_stream)
-    return Backend(device, make_kernels(device), memory, lambda comm: StagedComm(comm, device), True, stream)
+    driver = CudaDriver(device.index)
+    memory = CudaMemory(driver, stream.cuda_stream)
+    collectives = "nccl" if wanted.config.num_devices <= count else "staged"
+    return Backend(device, make_kernels(device), memory, collectives, True, driver, stream)

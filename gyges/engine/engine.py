@@ -62,6 +62,7 @@ class Engine:
         self.workers: list[WorkerProcess] = []
         self.ready: list[Ready] = []
         self.arena: SharedArena | None = None
+        self._store = -1  # with the arena
         self.start_timeout = self.config.start_timeout
         self.start_s = 0.0
         self._named = 0
@@ -153,8 +154,9 @@ class Engine:
 
         if max(self.config.candidate_degrees) > 1:
             self.arena = SharedArena.create(self.config.num_devices, self._message_bytes())
+            self._store = os.memfd_create("gyges-store", os.MFD_CLOEXEC)
         arena = self.arena
-        inherit = (arena.fd,) if arena else ()
+        inherit = (arena.fd, self._store) if arena else ()
         for worker in range(self.config.num_devices):
             self.workers.append(WorkerProcess(worker, self.config.worker_threads, inherit))
         for instance in self.placement.instances:
@@ -170,6 +172,7 @@ class Engine:
                         max_positions=self.placement.max_positions,
                         arena_fd=arena.fd if arena else -1,
                         arena_bytes=arena.buffer_bytes if arena else 0,
+                        store_fd=self._store,
                     )
                 )
 
@@ -245,6 +248,8 @@ class Engine:
         if self.arena is not None:
             self.arena.close()
             self.arena = None  # the mapping holds a descriptor of its own
+            os.close(self._store)
+            self._store = -1
         for fds in self._descriptors.values():
             for fd in fds:
                 os.close(fd)

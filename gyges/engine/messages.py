@@ -31,6 +31,7 @@ class Setup(Message):
     max_positions: int
     arena_fd: int  # -1: a group of one
     arena_bytes: int
+    store_fd: int = -1  # an empty memfd that all workers have, where process groups find each other
 
 
 class Peers(Message):

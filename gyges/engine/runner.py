@@ -28,9 +28,9 @@ from gyges.models.graphs import DecodeGraphs, sizes_up_to
 from gyges.models.source import SourceSpec
 from gyges.models.weights import load_ffn, load_weights, view_ffn, view_weights
 from gyges.parallel.arena import SharedArena
+from gyges.parallel.collectives import COLLECTIVES, Collectives, Wanted, groups_of_degrees
 from gyges.parallel.comm import Comm, SoloComm
 from gyges.parallel.sharding import ParallelLayout
-from gyges.parallel.shm import ShmComm
 from gyges.sampling import sample
 from gyges.transform.books import KVSide
 from gyges.transform.device import Device
@@ -64,7 +64,7 @@ class ModelRunner:
         geometry = model.geometry(setup.dtype)
         self.host = Placer(config, model, geometry).shape
         self.source = SourceSpec(**setup.source)
-        self.arena = SharedArena(setup.arena_fd, config.num_devices, setup.arena_bytes) if setup.arena_fd >= 0 else None
+        self.collectives = self._open_collectives(setup)
         self.decoder = Decoder(model, geometry, setup.max_positions, self.backend.kernels)
         layout = self._layout(setup.members)
         self.device = Device(self.host, setup.worker, layout, memory=self.backend.memory)
@@ -75,6 +75,20 @@ class ModelRunner:
         self._begin(setup.members)
         self.graphs = self._record(setup.max_positions)
         load_weights(self.weights, model, self.source.open(model))
+
+    def _open_collectives(self, setup: Setup) -> Collectives | None:
+        """None where no instance will ever have several workers."""
+        config, backend = self.config, self.backend
+        if setup.arena_fd < 0:
+            return None
+        arena = SharedArena(setup.arena_fd, config.num_devices, setup.arena_bytes)
+        name = backend.collectives if config.collectives == "auto" else config.collectives
+        # Longer than the controller waits: it decides who is to blame.
+        timeout = config.step_timeout + 30
+        wanted = Wanted(arena, self.worker, backend.device, timeout, setup.store_fd, backend.driver)
+        collectives = COLLECTIVES.get(name).make(wanted)
+        collectives.prepare(groups_of_degrees(config.num_devices, config.candidate_degrees))
+        return collectives
 
     def _layout(self, members: tuple[int, ...]) -> ParallelLayout:
         return ParallelLayout(len(members), members.index(self.worker), self.host.shards)
@@ -107,10 +121,8 @@ class ModelRunner:
     def _communicator(self, members: tuple[int, ...]) -> Comm:
         if len(members) == 1:
             return SoloComm()
-        assert self.arena is not None, "an instance of several workers needs an arena"
-        # Longer than the controller waits: it decides who is to blame.
-        shm = ShmComm(self.arena, members, self.worker, self.config.step_timeout + 30)
-        return self.backend.collective(shm)
+        assert self.collectives is not None, "an instance of several workers needs collectives"
+        return self.collectives.comm(members)
 
     def _place(self, side: KVSide) -> Place:
         where = self.device.ranges[side.range]
@@ -143,6 +155,8 @@ class ModelRunner:
         self.joint = self.graphs = None
         del self.weights, self.place
         self.device.close()
+        if self.collectives is not None:
+            self.collectives.close()
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -169,6 +183,8 @@ class ModelRunner:
             self.comm.barrier()
         self.device.pool.check()
         self.backend.finish()
+        if self.collectives is not None:
+            self.collectives.check()
         if self.layout.rank:
             return None
         tokens: list[int] = []
