@@ -119,10 +119,7 @@ class ModelRunner:
         load_ffn(self.weights, self.source.open(self.model))
 
     def _communicator(self, members: tuple[int, ...]) -> Comm:
-        if len(members) == 1:
-            return SoloComm()
-        assert self.collectives is not None, "an instance of several workers needs collectives"
-        return self.collectives.comm(members)
+        return SoloComm() if self.collectives is None else self.collectives.comm(members)
 
     def _place(self, side: KVSide) -> Place:
         where = self.device.ranges[side.range]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gyges.parallel.arena import SharedArena
-from gyges.parallel.comm import Comm
+from gyges.parallel.comm import Comm, SoloComm
 from gyges.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ class Collectives(Protocol):
         ...
 
     def comm(self, members: Members) -> Comm:
-        """This worker as a member of several. All of them ask at the same time, and meet before they use it."""
+        """This worker as one of these, alone too. All of them ask at the same time, and meet before they use it."""
         ...
 
     def check(self) -> None:
-        """Raises CollectiveAborted if the controller has called this worker out: what was computed since may be wrong."""
+        """Raises CollectiveAborted if the controller has called this worker out since :meth:`comm`: what was computed may be
+        wrong."""
         ...
 
     def close(self) -> None: ...
@@ -97,6 +98,8 @@ class ByHost:
     def comm(self, members: Members) -> Comm:
         from gyges.parallel.shm import ShmComm
 
+        if len(members) == 1:
+            return SoloComm()
         shm = ShmComm(self._wanted.arena, members, self._wanted.worker, self._wanted.timeout_s)
         return shm if self._wrap is None else self._wrap(shm)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gyges.errors import UserError
 from gyges.parallel.collectives import Members, Wanted
-from gyges.parallel.comm import CollectiveAborted, CollectiveTimeout
+from gyges.parallel.comm import CollectiveAborted, CollectiveTimeout, Comm, SoloComm
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,10 @@ class ProcessGroups:
             if self.worker in members:
                 self.comm(members).barrier()  # NCCL connects at the first collective, which should not be a request's
 
-    def comm(self, members: Members) -> ProcessGroupComm:
+    def comm(self, members: Members) -> Comm:
         self._epoch = self.arena.epoch(self.worker)
+        if len(members) == 1:
+            return SoloComm()
         ranks = tuple(sorted(members))
         key = ",".join(f"{worker}:{self.arena.epoch(worker)}" for worker in ranks)
         if key not in self._groups:

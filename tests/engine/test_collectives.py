@@ -1,0 +1,74 @@
+"""Instances whose collectives are process groups, as NCCL's are: merges choose groups, and failures leave broken ones behind."""
+
+import os
+import signal
+
+import pytest
+from engine.transforming import Running, requests, result, static_tokens
+
+from gyges import Engine, EngineConfig
+from gyges.errors import UserError
+
+pytestmark = pytest.mark.engine
+
+CONFIG = EngineConfig(
+    model="tiny",
+    collectives="gloo",
+    instances=(1, 1, 1, 1),
+    tp_degrees=(1, 2, 4),
+    device_memory=16 << 20,
+    threads=1,
+    max_batch_tokens=64,
+    pages_per_step=32,
+    step_timeout=4.0,
+    transform_timeout=6.0,
+)
+PROMPTS = [[(13 * i + 5 * j * j + j) % 2000 + 3 for j in range(n)] for i, n in enumerate((40, 150, 9, 300))]
+COUNTS = [90, 60, 120, 40]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return static_tokens(CONFIG.with_(collectives="shm"), requests(PROMPTS, COUNTS))
+
+
+def test_merges_of_any_workers_and_splits_give_the_same_tokens(expected):
+    """(1, 3) are no neighbours: their group is made in the merge."""
+    with Engine(CONFIG) as engine:
+        running = Running(engine)
+        running.submit(*requests(PROMPTS, COUNTS))
+        running.wait_for_tokens(10)
+        assert result(engine.merge((1, 3))).after == (2,)
+        running.wait_for_tokens(60)
+        assert result(engine.merge((0, 1, 2, 3))).after == (4,)
+        running.wait_for_tokens(120)
+        assert result(engine.split((0, 1, 2, 3), (2, 1, 1))).after == (2, 1, 1)
+        assert running.finish() == expected
+        assert engine.incidents == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_survivors_of_a_broken_group_leave_it_and_form_new_ones(expected, how):
+    """A process that is gone breaks its connections; one that is stopped keeps its peers waiting until they are called out."""
+    with Engine(CONFIG) as engine:
+        assert result(engine.merge((0, 1, 2, 3))).after == (4,)
+        running = Running(engine)
+        running.submit(*requests(PROMPTS, COUNTS))
+        running.wait_for_tokens(20)
+        victim = engine.instances[0].members[2]
+        worker = next(w for w in engine.instances[0].workers if w.worker == victim)
+        os.kill(worker.pid, how)
+        assert running.finish() == expected
+        assert sorted(d for s in engine.status() for d in s.devices) == sorted({0, 1, 2, 3} - {victim})
+        pair = [d for s in engine.status() for d in s.devices][:2]
+        assert result(engine.merge(pair)).after == (2,)
+        again = Running(engine)
+        again.submit(*requests(PROMPTS, COUNTS))
+        assert again.finish() == expected
+
+
+def test_collectives_that_do_not_work_on_the_device_are_refused_with_those_that_do():
+    with pytest.raises(UserError, match="'nccl' do not work on cpu devices; these do: shm, gloo"):
+        CONFIG.with_(collectives="nccl")
+    with pytest.raises(UserError, match=r"unknown collectives 'mpi'.*shm"):
+        CONFIG.with_(collectives="mpi")
