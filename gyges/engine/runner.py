@@ -24,14 +24,15 @@ from gyges.engine.placement import Placer
 from gyges.kv_cache.view import KVView
 from gyges.models.config import DecoderConfig
 from gyges.models.decoder import AttentionPart, Decoder, StepBatch
-from gyges.models.graphs import DecodeGraphs, sizes_up_to
+from gyges.models.graphs import DecodeGraphs, graph_pool, sizes_up_to
 from gyges.models.source import SourceSpec
 from gyges.models.weights import load_ffn, load_weights, view_ffn, view_weights
 from gyges.parallel.arena import SharedArena
-from gyges.parallel.collectives import COLLECTIVES, Collectives, Wanted, groups_of_degrees
+from gyges.parallel.collectives import COLLECTIVES, Collectives, Members, Wanted
 from gyges.parallel.comm import Comm, SoloComm
 from gyges.parallel.sharding import ParallelLayout
 from gyges.sampling import sample
+from gyges.transform.ahead import likely_instances
 from gyges.transform.books import KVSide
 from gyges.transform.device import Device
 from gyges.transform.interpreter import Effect
@@ -62,8 +63,11 @@ class ModelRunner:
         self.dtype = getattr(torch, setup.dtype)
         self.backend = open_backend(config, setup.worker, setup.dtype, model.head_dim)
         geometry = model.geometry(setup.dtype)
-        self.host = Placer(config, model, geometry).shape
+        placer = Placer(config, model, geometry)
+        self.host = placer.shape
         self.source = SourceSpec(**setup.source)
+        starting = [each.members for each in placer.host().instances]
+        self.likely = likely_instances(starting, config.num_devices, config.candidate_degrees, self.host.shards)
         self.collectives = self._open_collectives(setup)
         self.decoder = Decoder(model, geometry, setup.max_positions, self.backend.kernels)
         layout = self._layout(setup.members)
@@ -72,8 +76,10 @@ class ModelRunner:
             self.device.connect(self.worker, self.device.pool.export())
         resident = self.device.ranges["resident"]
         self.weights = view_weights(model, self.host.resident_layout, resident, self.dtype)
-        self._begin(setup.members)
         self.graphs = self._record(setup.max_positions)
+        if self.graphs:
+            self.device.reset(layout, 0)
+        self._begin(setup.members)
         load_weights(self.weights, model, self.source.open(model))
 
     def _open_collectives(self, setup: Setup) -> Collectives | None:
@@ -87,7 +93,7 @@ class ModelRunner:
         timeout = config.step_timeout + 30
         wanted = Wanted(arena, self.worker, backend.device, timeout, setup.store_fd, backend.driver)
         collectives = COLLECTIVES.get(name).make(wanted)
-        collectives.prepare(groups_of_degrees(config.num_devices, config.candidate_degrees))
+        collectives.prepare([members for members in self.likely if len(members) > 1])
         return collectives
 
     def _layout(self, members: tuple[int, ...]) -> ParallelLayout:
@@ -97,19 +103,31 @@ class ModelRunner:
         """A member of one instance, with nothing in its batch."""
         self.sequences: dict[int, WorkerSequence] = {}
         self.joint: _Joint | None = None
-        self.layout = self._layout(members)
+        self.members, self.layout = members, self._layout(members)
         self.comm = self._communicator(members)
         self.place = self._place(self.device.book.kv)
         self._view_ffn(range(self.model.num_layers))
 
-    def _record(self, max_positions: int) -> DecodeGraphs | None:
-        """Where nothing moves that a graph holds the address of, and no collective waits on the host in between."""
-        if not self.backend.graphs or self.config.transforms or self.comm.size > 1:
-            return None
-        blocks = -(-max_positions // self.host.block_size)
-        graphs = DecodeGraphs(self.decoder, self.weights, self.place.view, self.layout, self.comm, blocks)
-        graphs.capture(sizes_up_to(min(self.config.max_seqs, self.config.max_batch_tokens)))
-        return graphs
+    def _record(self, max_positions: int) -> dict[Members, DecodeGraphs]:
+        """Of every instance that this worker is likely to be in, where addresses stay and collectives can be recorded, so that a
+        merge records nothing. Before weights are loaded, since each of them has its own; what a recording computes is garbage.
+        """
+        config, host = self.config, self.host
+        if not self.backend.graphs or (config.transforms and not (host.padding and host.same_addresses)):
+            return {}
+        blocks, pool = -(-max_positions // host.block_size), graph_pool(self.backend.device)
+        sizes = sizes_up_to(min(config.max_seqs, config.max_batch_tokens))
+        recorded: dict[Members, DecodeGraphs] = {}
+        for members in self.likely:
+            fits = host.max_groups(len(members)) >= 1
+            together = len(members) == 1 or (self.collectives is not None and self.collectives.capturable)
+            if self.worker in members and fits and together:
+                self.device.reset(self._layout(members), 0)
+                self._begin(members)
+                graphs = DecodeGraphs(self.decoder, self.weights, self.place.view, self.layout, self.comm, blocks, pool)
+                graphs.capture(sizes)
+                recorded[members] = graphs
+        return recorded
 
     def reset(self, members: tuple[int, ...]) -> None:
         """From any state, a broken one too: an empty KV cache and FFN weights read from the source again."""
@@ -149,7 +167,8 @@ class ModelRunner:
     def close(self) -> None:
         # Views into the pages must be gone before the mappings are.
         self.sequences.clear()
-        self.joint = self.graphs = None
+        self.joint = None
+        self.graphs.clear()
         del self.weights, self.place
         self.device.close()
         if self.collectives is not None:
@@ -193,8 +212,10 @@ class ModelRunner:
         return StepDone(message.step, tokens, time.monotonic() - started)
 
     def _forward(self, batch: StepBatch) -> torch.Tensor | None:
-        if self.graphs is not None and self.graphs.takes(batch):
-            return self.graphs.forward(batch)
+        graphs = self.graphs.get(self.members) if self.joint is None else None
+        # After a failure a group is another one, and what was recorded with the old one is of no use.
+        if graphs and (graphs.comm is self.comm or self.comm.size == 1) and graphs.takes(batch):
+            return graphs.forward(batch)
         return self.decoder.forward(self.weights, batch, self.layout, self.comm)
 
     def _batch(self, rows: StepRows) -> StepBatch:
@@ -288,7 +309,7 @@ class ModelRunner:
         for slot, sequence in self.sequences.items():
             sequence.narrow = homes[slot] if shape.kind == "split" else self.joint.narrow
             sequence.switched = False
-        self.layout = shape.wide_layout(self.worker)
+        self.members, self.layout = shape.wide, shape.wide_layout(self.worker)
         if shape.kind == "merge":
             self.comm = self._communicator(shape.wide)
             # Collectives of different groups use the same buffers: nobody may still be reading an old result.
@@ -313,7 +334,8 @@ class ModelRunner:
         self.place = joint.back
         self.layout = joint.shape.back_layout(self.worker)
         if joint.shape.kind == "split":
-            self.comm = self._communicator(joint.shape.narrow[joint.narrow])
+            self.members = joint.shape.narrow[joint.narrow]
+            self.comm = self._communicator(self.members)
             self.comm.barrier()
             self.sequences = {slot: s for slot, s in self.sequences.items() if s.narrow == joint.narrow}
         for sequence in self.sequences.values():

@@ -66,6 +66,8 @@ def _rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv
                 b = row[d + half]
                 row[d] = a * c[d] - b * s[d]
                 row[d + half] = b * c[d] + a * s[d]
+        if slots[n] < 0:
+            continue
         for h in range(kv.shape[1] * per_shard):
             at = base + slots[n] + head_offsets[h]
             k_out = cache[at : at + dim]
@@ -214,7 +216,7 @@ def rms_norm(x, weight, eps, out) -> None:  # type: ignore[no-untyped-def]
 
 
 def rope_write(q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride) -> None:  # type: ignore[no-untyped-def]
-    """q [N, H, D], kv [N, S, 2, P, D] (S shards of P KV heads) float32; slots [N]: each token's element offset."""
+    """q [N, H, D], kv [N, S, 2, P, D] (S shards of P KV heads) float32; slots [N]: element offset, or negative."""
     args = (q, kv, cos, sin, positions, slots, cache, base, head_offsets, kv_stride)
     over_threads(_rope_write, args, len(positions), q.size + kv.size)
 

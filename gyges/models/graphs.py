@@ -4,7 +4,7 @@
 
 An unused row writes nothing to the cache and attends to nothing; its logits are dropped. A graph holds addresses, so it stays
 right as long as weights and cache keep theirs: with FFN padding and a layout whose shards leave whole, they do for life, whatever
-the TP degree, and graphs for every :class:`ParallelLayout` that a host may take can be recorded ahead.
+the TP degree, and graphs for the instances that a host is likely to form are recorded ahead. Pages need not be the same ones.
 
 On a CPU there is nothing to record: a step on the static inputs is computed instead, which is what the tests run. Not yet run on
 hardware.
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from gyges.kv_cache.view import KVView
@@ -29,6 +31,11 @@ def sizes_up_to(most: int) -> list[int]:
     return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
 
 
+def graph_pool(device: torch.device) -> Any:
+    """None elsewhere than on a GPU."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
 Launch = Callable[[], torch.Tensor | None]
 
 
@@ -41,7 +48,10 @@ class _Graph:
 
 
 class DecodeGraphs:
-    """Graphs of one worker as one rank of one instance. ``max_blocks``: of a request's block table."""
+    """Graphs of one worker as one rank of one instance. ``max_blocks``: of a request's block table.
+
+    pool: of CUDA's graph memory, shared by graphs that never run at the same time (:func:`graph_pool`).
+    """
 
     def __init__(
         self,
@@ -51,11 +61,12 @@ class DecodeGraphs:
         layout: ParallelLayout,
         comm: Comm,
         max_blocks: int,
+        pool: Any = None,
     ) -> None:
         self.decoder, self.weights, self.kv, self.layout, self.comm = decoder, weights, kv, layout, comm
         self.max_blocks = max_blocks
         self._graphs: dict[int, _Graph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool = pool
 
     def capture(self, sizes: Sequence[int]) -> None:
         """Records a graph for each batch size; every rank of the instance must call it with the same sizes."""
@@ -85,15 +96,22 @@ class DecodeGraphs:
         return min((size for size in self._graphs if size >= rows), default=None)
 
     def _static(self, size: int) -> StepBatch:
-        device = self.decoder.kernels.device
+        kernels = self.decoder.kernels
 
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
+        def filled(value: int, *shape: int) -> Any:
+            return kernels.array(np.full(shape, value, np.int64))
 
         part = AttentionPart(
-            None, self.kv, self.layout, zeros(size), zeros(size) - 1, zeros(size, self.max_blocks), zeros(size)
+            None,
+            self.kv,
+            self.layout,
+            filled(0, size),
+            filled(-1, size),
+            filled(0, size, self.max_blocks),
+            filled(0, size),
         )
-        return StepBatch(zeros(size), [part], torch.arange(size, device=device))
+        tokens = torch.zeros(size, dtype=torch.int64, device=kernels.device)
+        return StepBatch(tokens, [part], torch.arange(size, device=kernels.device))
 
     def _fill(self, static: StepBatch, batch: StepBatch, rows: int) -> None:
         to, part = static.parts[0], batch.parts[0]
@@ -111,15 +129,14 @@ class DecodeGraphs:
             return lambda: self._run(batch)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            side
-        ):  # compiles the kernels and makes the libraries' workspaces, which a capture must not
+        # Compiles the kernels and makes the libraries' workspaces, which a capture must not.
+        with torch.cuda.stream(side):
             self._run(batch)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may call the driver meanwhile: NCCL's watchdog does.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = self._run(batch)
-        self._pool = graph.pool()
 
         def launch() -> torch.Tensor | None:
             graph.replay()

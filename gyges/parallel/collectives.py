@@ -7,7 +7,7 @@
     staged   workers that share GPUs: by way of host memory
 
 A merge or a split asks for another :class:`gyges.parallel.comm.Comm`. What is slow to make is made at the start for the groups
-that are likely (:func:`groups_of_degrees`), for others when they are first wanted.
+that are likely (gyges.transform.ahead), for others when they are first wanted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Collectives(Protocol):
         ...
 
     def comm(self, members: Members) -> Comm:
-        """This worker as one of these, alone too. All of them ask at the same time, and meet before they use it."""
+        """This worker as one of these, alone too. All of them ask at the same time, and meet before they use it. Where
+        :attr:`capturable`, the same object as before unless one of them has been called out since: graphs hold it."""
         ...
 
     def check(self) -> None:
@@ -72,16 +73,6 @@ class Way:
 
 
 COLLECTIVES: Registry[Way] = Registry("collectives")
-
-
-def groups_of_degrees(workers: int, degrees: Iterable[int]) -> list[Members]:
-    """Neighbouring workers, as instances of these degrees take them; those of one worker need no group."""
-    return [
-        tuple(range(first, first + degree))
-        for degree in sorted(set(degrees))
-        if degree > 1
-        for first in range(0, workers - degree + 1, degree)
-    ]
 
 
 class ByHost:

@@ -48,6 +48,7 @@ class ProcessGroups:
         self._timeout = timedelta(seconds=wanted.timeout_s)
         self._store = dist.FileStore(f"/proc/self/fd/{wanted.store}", -1)
         self._groups: dict[str, Any] = {}
+        self._comms: dict[tuple[str, Members], ProcessGroupComm] = {}
         self._epoch = self.arena.epoch(self.worker)
         self._closed = threading.Event()
         if backend == "nccl":
@@ -66,7 +67,9 @@ class ProcessGroups:
         key = ",".join(f"{worker}:{self.arena.epoch(worker)}" for worker in ranks)
         if key not in self._groups:
             self._groups[key] = self._make(key, ranks.index(self.worker), len(ranks))
-        return ProcessGroupComm(self, self._groups[key], members)
+        if (key, members) not in self._comms:
+            self._comms[key, members] = ProcessGroupComm(self, self._groups[key], members)
+        return self._comms[key, members]
 
     def _make(self, key: str, rank: int, size: int) -> Any:
         import torch.distributed as dist

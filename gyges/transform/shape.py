@@ -11,7 +11,7 @@ a split. Ranks of the wide instance are dealt so that what a worker keeps is par
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from gyges.parallel.sharding import ParallelLayout, ShardCount
@@ -96,26 +96,43 @@ def _nests(inner: ParallelLayout, outer: ParallelLayout) -> bool:
     return all(set(_shards(inner, part)) <= set(_shards(outer, part)) for part in ("kv", "ffn"))
 
 
+@lru_cache(maxsize=4096)
 def wide_order(narrow: tuple[tuple[int, ...], ...], shards: ShardCount) -> tuple[int, ...]:
-    """Workers in the rank order that nests, found by bipartite matching; in the order given where there is none."""
-    workers = [worker for members in narrow for worker in members]
-    degree = len(workers)
+    """Workers in the first of the rank orders that nest, lowest workers first; in the order given where there is none.
+
+    So whatever the narrow instances are, few different orders come about, and what is made for one serves many.
+    """
+    given = [worker for members in narrow for worker in members]
     outer = {w: ParallelLayout(len(m), m.index(w), shards) for m in narrow for w in m}
-    owner: dict[int, int] = {}  # rank -> worker
+    inner = [ParallelLayout(len(given), rank, shards) for rank in range(len(given))]
+    fitting = {w: {rank for rank in range(len(given)) if _nests(inner[rank], outer[w])} for w in given}
+    left = sorted(given)
+    order: list[int] = []
+    for rank in range(len(given)):
+        for worker in left:
+            rest = [w for w in left if w != worker]
+            if rank in fitting[worker] and _seats(rest, fitting, range(rank + 1, len(given))):
+                order.append(worker)
+                left = rest
+                break
+        else:
+            return tuple(given)
+    return tuple(order)
+
+
+def _seats(workers: list[int], fitting: dict[int, set[int]], ranks: range) -> bool:
+    """Whether every worker can have a rank of its own (bipartite matching)."""
+    owner: dict[int, int] = {}
 
     def seat(worker: int, tried: set[int]) -> bool:
-        for rank in range(degree):
-            if rank in tried or not _nests(ParallelLayout(degree, rank, shards), outer[worker]):
-                continue
+        for rank in fitting[worker].intersection(ranks) - tried:
             tried.add(rank)
             if rank not in owner or seat(owner[rank], tried):
                 owner[rank] = worker
                 return True
         return False
 
-    if all(seat(worker, set()) for worker in workers):
-        return tuple(owner[rank] for rank in range(degree))
-    return tuple(workers)
+    return all(seat(worker, set()) for worker in workers)
 
 
 def merge(narrow: tuple[tuple[int, ...], ...], shards: ShardCount) -> Transformation:

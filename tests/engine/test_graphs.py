@@ -1,0 +1,108 @@
+"""Decode graphs of a host that transforms: made at the start for every instance it may form, and right in all of them.
+
+On a CPU nothing can be recorded: a graph is a step on static inputs there, with all that belongs to choosing and filling it.
+"""
+
+import os
+import signal
+
+import pytest
+from engine.plugging import plug_workers
+from engine.transforming import Running, requests, result, static_tokens
+
+from gyges import Engine, EngineConfig
+
+pytestmark = pytest.mark.engine
+
+CONFIG = EngineConfig(
+    model="tiny",
+    collectives="gloo",
+    instances=(1, 1, 1, 1),
+    tp_degrees=(1, 2, 4),
+    device_memory=16 << 20,
+    threads=1,
+    max_seqs=5,
+    max_batch_tokens=64,
+    pages_per_step=32,
+)
+PROMPTS = [[(13 * i + 5 * j * j + j) % 2000 + 3 for j in range(n)] for i, n in enumerate((40, 150, 9, 75))]
+COUNTS = [90, 60, 110, 70]
+
+# A worker ends with an error where a step of single tokens is computed without a graph, or a graph is made after the start.
+GRAPHS = """
+def plug(runner):
+    from dataclasses import replace
+    from gyges.parallel.process_group import ProcessGroups
+
+    make, open_backend = ProcessGroups.__init__, runner.open_backend
+
+    def init(self, *about):
+        make(self, *about)
+        self.capturable = True
+
+    ProcessGroups.__init__ = init
+    runner.open_backend = lambda *about: replace(open_backend(*about), graphs=True)
+    GRAPHS_MORE
+"""
+ONLY = """
+    from gyges.models.graphs import DecodeGraphs
+
+    own, step, load = runner.ModelRunner._forward, DecodeGraphs.forward, runner.load_weights
+    used = []
+    DecodeGraphs.forward = lambda graphs, batch: used.append(graphs.layout) or step(graphs, batch)
+
+    def forward(self, batch):
+        before = len(used)
+        logits = own(self, batch)
+        part = batch.parts[0]
+        alone = self.joint is None and not part.chunks
+        assert len(used) > before or not alone, f"members {self.members} have no graph"
+        assert len(used) == before or used[-1] == self.layout, "the graph of another rank or degree"
+        return logits
+
+    def loaded(*about):
+        def late(*_):
+            raise AssertionError("a graph is made after the start")
+        DecodeGraphs.capture = late
+        return load(*about)
+
+    runner.ModelRunner._forward, runner.load_weights = forward, loaded
+"""
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return static_tokens(CONFIG.with_(collectives="shm"), requests(PROMPTS, COUNTS))
+
+
+@pytest.mark.parametrize("layout", ["shard-pages", "header-centric"])
+def test_every_instance_that_merges_and_splits_form_has_graphs_from_the_start(monkeypatch, tmp_path, layout, expected):
+    plug_workers(monkeypatch, tmp_path, "gyges.engine.runner", GRAPHS.replace("    GRAPHS_MORE", ONLY))
+    with Engine(CONFIG.with_(layout=layout)) as engine:
+        running = Running(engine)
+        running.submit(*requests(PROMPTS, COUNTS))
+        for seen, change in (
+            (40, lambda: engine.merge((0, 1))),
+            (90, lambda: engine.merge((0, 1, 2, 3))),
+            (150, lambda: engine.split((0, 1, 2, 3), (2, 2))),
+            (210, lambda: engine.split((0, 1), (1, 1))),
+        ):
+            running.wait_for_tokens(seen)
+            result(change())
+        assert running.finish() == expected
+        assert engine.incidents == []
+        assert len(engine.reports) == 4
+
+
+def test_after_a_failure_no_graph_of_a_broken_group_is_used(monkeypatch, tmp_path, expected):
+    plug_workers(monkeypatch, tmp_path, "gyges.engine.runner", GRAPHS.replace("    GRAPHS_MORE", ""))
+    with Engine(CONFIG.with_(step_timeout=6.0)) as engine:
+        result(engine.merge((0, 1, 2, 3)))
+        running = Running(engine)
+        running.submit(*requests(PROMPTS, COUNTS))
+        running.wait_for_tokens(20)
+        os.kill(next(w for w in engine.instances[0].workers if w.worker == 3).pid, signal.SIGKILL)
+        running.wait_until(lambda: bool(engine.incidents) and len(engine.status()) == 3)
+        result(engine.merge((0, 1)))  # there are graphs for these two, of a group that is gone
+        assert running.finish() == expected
+        assert len(engine.incidents) == 1
