@@ -199,8 +199,6 @@ class ModelRunner:
             self.comm.barrier()
         self.device.pool.check()
         self.backend.finish()
-        if self.collectives is not None:
-            self.collectives.check()
         if self.layout.rank:
             return None
         tokens: list[int] = []

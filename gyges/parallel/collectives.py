@@ -43,11 +43,6 @@ class Collectives(Protocol):
         :attr:`capturable`, the same object as before unless one of them has been called out since: graphs hold it."""
         ...
 
-    def check(self) -> None:
-        """Raises CollectiveAborted if the controller has called this worker out since :meth:`comm`: what was computed may be
-        wrong."""
-        ...
-
     def close(self) -> None: ...
 
 
@@ -93,9 +88,6 @@ class ByHost:
             return SoloComm()
         shm = ShmComm(self._wanted.arena, members, self._wanted.worker, self._wanted.timeout_s)
         return shm if self._wrap is None else self._wrap(shm)
-
-    def check(self) -> None:
-        return  # a collective ends before its call returns, and says so itself
 
     def close(self) -> None:
         return
