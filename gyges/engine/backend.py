@@ -37,7 +37,8 @@ class Backend:
     keep: Any = None
 
     def finish(self) -> None:
-        """Until this worker's kernels are done: its peers may read what a step has written."""
+        """Until this worker's kernels are done: what they have written may be copied, and what they have read overwritten, by copies
+        that are launched from now on."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
@@ -83,6 +84,7 @@ def _cuda(wanted: _Wanted) -> Backend:
     torch.cuda.set_device(device)
     stream = torch.cuda.Stream(device)
     driver = CudaDriver(device.index)
-    memory = CudaMemory(driver, stream.cuda_stream)
+    kernels = torch.cuda.current_stream(device)
+    memory = CudaMemory(driver, stream.cuda_stream, model_stream=kernels.cuda_stream)
     collectives = "nccl" if wanted.config.num_devices <= count else "staged"
     return Backend(device, make_kernels(device), memory, collectives, True, driver, stream)

@@ -36,7 +36,7 @@ from gyges.transform.ahead import likely_instances
 from gyges.transform.books import KVSide
 from gyges.transform.device import Device
 from gyges.transform.interpreter import Effect
-from gyges.transform.ops import FFN, AnyOp, FFNRelease, Join, Settle, Switch, Transfer, unpack_ids
+from gyges.transform.ops import FFN, AnyOp, Barrier, FFNRelease, Join, Settle, Switch, Transfer, unpack_ids
 from gyges.transform.shape import Transformation
 
 
@@ -81,6 +81,7 @@ class ModelRunner:
             self.device.reset(layout, 0)
         self._begin(setup.members)
         load_weights(self.weights, model, self.source.open(model))
+        self.backend.finish()  # a peer may copy them as soon as this worker says that it is ready
 
     def _open_collectives(self, setup: Setup) -> Collectives | None:
         """None where no instance will ever have several workers."""
@@ -103,6 +104,7 @@ class ModelRunner:
         """A member of one instance, with nothing in its batch."""
         self.sequences: dict[int, WorkerSequence] = {}
         self.joint: _Joint | None = None
+        self._untold = False  # whether copies were launched that peers have not been told the end of; the same on all workers
         self.members, self.layout = members, self._layout(members)
         self.comm = self._communicator(members)
         self.place = self._place(self.device.book.kv)
@@ -135,6 +137,7 @@ class ModelRunner:
         self.device.reset(self._layout(members), 0)
         self._begin(members)
         load_ffn(self.weights, self.source.open(self.model))
+        self.backend.finish()
 
     def _communicator(self, members: tuple[int, ...]) -> Comm:
         return SoloComm() if self.collectives is None else self.collectives.comm(members)
@@ -183,7 +186,7 @@ class ModelRunner:
         self._learn(message.sampled)
         self._operate(message.ops, message.joined)
         if message.preempted and any(isinstance(op, Transfer) for op in message.ops):
-            self.comm.barrier()  # a peer may still be reading blocks that are given up in this very step
+            self._meet()  # a peer may still be reading blocks that are given up in this very step
         for slot in message.preempted:
             self._drop(slot)
         self._operate(message.late)
@@ -195,8 +198,8 @@ class ModelRunner:
         logits = None
         if message.rows:
             logits = self._forward(self._batch(rows))
-        else:
-            self.comm.barrier()
+        if self._untold or not message.rows:
+            self._meet()
         self.device.pool.check()
         self.backend.finish()
         if self.layout.rank:
@@ -215,6 +218,18 @@ class ModelRunner:
         if graphs and (graphs.comm is self.comm or self.comm.size == 1) and graphs.takes(batch):
             return graphs.forward(batch)
         return self.decoder.forward(self.weights, batch, self.layout, self.comm)
+
+    def _meet(self) -> None:
+        """Returns when the copies of all workers are done: then what they have read may be given up.
+
+        Where copies overlap, a step that has launched some ends so; kernels and copies have run side by side by then. All workers or none
+        come here, as the operations have it, whatever each of them had to copy. (On the CPU copies are done when they are launched,
+        and the step's collectives suffice.) The last all-reduce could be the sign instead, if its kernels waited for the copies
+        (join): that would spare such steps a meeting of the hosts, but the decoder would have to know of copies.
+        """
+        self.device.finish_copies()
+        self.comm.barrier()
+        self._untold = False
 
     def _batch(self, rows: StepRows) -> StepBatch:
         by_place: dict[int, tuple[Place, list[int]]] = {}
@@ -277,6 +292,7 @@ class ModelRunner:
         self._forget(message.dropped)
         self._learn(message.sampled)
         self._operate(message.ops, message.new)
+        assert not self.device.copying, "peers take the answer as the end of all copies: a Settle comes last"
         self.device.pool.check()
         return self.device.spent.to_dict()
 
@@ -284,6 +300,10 @@ class ModelRunner:
         for op in ops:
             fault_point(type(op).__name__)
             self.device.apply(op, self.comm.barrier)
+            if isinstance(op, Transfer | FFN):
+                self._untold = self.device.memory.overlaps
+            elif isinstance(op, Barrier | Settle):
+                self._untold = False
             if isinstance(op, Join):
                 self._join(op, new)
             elif isinstance(op, Switch):

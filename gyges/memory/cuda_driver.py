@@ -183,3 +183,23 @@ class CudaDriver:
         """Device to device (a peer's mapped pages too), in the order of the stream."""
         about = f"{format_bytes(size)} from {source:#x} to {destination:#x}"
         self._call("cuMemcpyDtoDAsync", destination, source, size, stream, about=about)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def record(self, stream: Any) -> Any:
+        """An event that happens when everything given to the stream so far is done; the caller destroys it."""
+        event = self._call("cuEventCreate", 0)
+        self._call("cuEventRecord", event, stream)
+        return event
+
+    def follow(self, stream: Any, event: Any) -> None:
+        """What is given to the stream from now on begins after the event. The host does not wait."""
+        self._call("cuStreamWaitEvent", stream, event, 0)
+
+    def elapsed(self, first: Any, last: Any) -> float:
+        """Seconds between two events that have happened, by the device's clock."""
+        return float(self._call("cuEventElapsedTime", first, last)) / 1000
+
+    def destroy(self, event: Any) -> None:
+        """Streams that were told to follow it still do."""
+        self._call("cuEventDestroy", event)

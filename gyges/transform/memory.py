@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 
 class DeviceMemory(Protocol):
+    """Copies are launched in order and carried out in order, some of them after :meth:`copy` has returned (``overlaps``).
+
+    A copy may begin at once: what it reads is there when it is launched, and what it overwrites is needed by nobody any more.
+    When it is done is for the caller to order, by :meth:`join` for kernels and :meth:`wait` for everything else.
+    """
+
+    overlaps: bool  # False: copies are done when they are launched, and join and wait have nothing to do
+
     def pool(self, capacity: int, page_bytes: int, name: str) -> PagePool: ...
 
     def peer(self, descriptors: tuple[int, ...], capacity: int, page_bytes: int) -> PeerMemory: ...
@@ -29,15 +37,22 @@ class DeviceMemory(Protocol):
         loops: tuple[Loop, ...],
     ) -> None:
         """Runs of a peer's pages to mapped addresses of ``target``: int64 [n] bytes, ``dst_at`` from the start of the range,
-        ``src_at`` from the peer's page 0; ``loops`` as in gyges.kernels.copy. May return before it is done."""
+        ``src_at`` from the peer's page 0; ``loops`` as in gyges.kernels.copy."""
         ...
 
-    def wait(self) -> None:
-        """Until all copies are done: before a barrier tells the peers so, and before pages are given up."""
+    def join(self) -> None:
+        """What the model launches from now on runs after the copies launched so far; the host does not wait."""
+        ...
+
+    def wait(self) -> list[float]:
+        """Until all copies are done. Seconds that each took on the device, of those launched since the last call; [] unless they
+        overlap."""
         ...
 
 
 class CpuMemory:
+    overlaps = False
+
     def pool(self, capacity: int, page_bytes: int, name: str) -> PagePool:
         from gyges.memory.cpu import CpuPagePool
 
@@ -61,16 +76,24 @@ class CpuMemory:
 
         copy_runs(target.address, peer.address, dst_at, src_at, lengths, loops)
 
-    def wait(self) -> None:
+    def join(self) -> None:
         return None
+
+    def wait(self) -> list[float]:
+        return []
 
 
 class CudaMemory:
-    """``driver``: of the device; it serves the pool and all peers.   stream: for copies, apart from the model's kernels.
-    kernel: all runs of a batch in one launch of the page copy kernel (Triton); off: a copy of the driver's for each run."""
+    """``driver``: of the device; it serves the pool and all peers.   stream: for copies alone, so that they run beside the model's
+    kernels; one that does not wait for the default stream by itself (torch makes such).   model_stream: what those kernels are
+    launched on; 0: the default one, torch's unless told otherwise.   kernel: all runs of a batch in one launch of the page copy
+    kernel (Triton); off: a copy of the driver's for each run."""
 
-    def __init__(self, driver: CudaDriver, stream: int, *, kernel: bool = True) -> None:
-        self.driver, self.stream, self.kernel = driver, stream, kernel
+    overlaps = True
+
+    def __init__(self, driver: CudaDriver, stream: int, *, model_stream: int = 0, kernel: bool = True) -> None:
+        self.driver, self.stream, self.model_stream, self.kernel = driver, stream, model_stream, kernel
+        self._timed: list[tuple[Any, Any]] = []  # the events around each copy since the last wait
 
     def pool(self, capacity: int, page_bytes: int, name: str) -> PagePool:
         from gyges.memory.cuda import CudaPagePool
@@ -91,15 +114,26 @@ class CudaMemory:
         lengths: np.ndarray,
         loops: tuple[Loop, ...],
     ) -> None:
-        if self.kernel:
-            self._launch(target, peer, dst_at, src_at, lengths, loops)
-            return
+        began = self.driver.record(self.stream)
+        launch = self._by_kernel if self.kernel else self._by_driver
+        launch(target, peer, dst_at, src_at, lengths, loops)
+        self._timed.append((began, self.driver.record(self.stream)))
+
+    def _by_driver(
+        self,
+        target: AddressRange,
+        peer: PeerMemory,
+        dst_at: np.ndarray,
+        src_at: np.ndarray,
+        lengths: np.ndarray,
+        loops: tuple[Loop, ...],
+    ) -> None:
         for loop in loops:
             dst_at, src_at, lengths = _repeat(loop, dst_at, src_at, lengths)
         for to, start, size in zip(dst_at.tolist(), src_at.tolist(), lengths.tolist(), strict=True):
             self.driver.copy(target.address + to, peer.address + start, size, self.stream)
 
-    def _launch(
+    def _by_kernel(
         self,
         target: AddressRange,
         peer: PeerMemory,
@@ -129,8 +163,19 @@ class CudaMemory:
         stream: Any = torch.cuda.ExternalStream(self.stream)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(stream)
 
-    def wait(self) -> None:
+    def join(self) -> None:
+        copied = self.driver.record(self.stream)
+        self.driver.follow(self.model_stream, copied)
+        self.driver.destroy(copied)
+
+    def wait(self) -> list[float]:
         self.driver.wait(self.stream)
+        timed, self._timed = self._timed, []
+        seconds = [self.driver.elapsed(began, ended) for began, ended in timed]
+        for events in timed:
+            for event in events:
+                self.driver.destroy(event)
+        return seconds
 
 
 def _repeat(loop: Loop, dst_at: np.ndarray, src_at: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,6 +1,7 @@
 """Token for token as if nothing had been transformed: random merges and splits at random moments, every toggle."""
 
 import os
+from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, reference_generate
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from gyges import Engine, EngineConfig
 from gyges.engine.instance import Instance
+from gyges.engine.transformer import TransformationReport
 from gyges.errors import UserError
 from gyges.kv_cache.layouts import LAYOUTS
 from gyges.scheduling.batching import Batcher
@@ -99,12 +101,28 @@ def physical_bytes(engine: Engine) -> list[int]:
     return sizes
 
 
+@pytest.fixture
+def copies(request, monkeypatch) -> str:
+    """"late": the workers' copies overlap with their steps, and take as long as they may (tests/transform/late_memory.py)."""
+    if request.param == "late":
+        tests = Path(__file__).parents[1]
+        folders = [str(tests / "engine" / "late_workers"), str(tests), os.environ.get("PYTHONPATH", "")]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    return request.param
+
+
+def overlapping(report: TransformationReport) -> bool:
+    """Whether KV cache was copied that somebody had to wait for."""
+    return any(worker["kv_host_s"] for worker in report.workers.values())
+
+
 CASES = [("llama", layout, padding) for layout in LAYOUTS.names() for padding in (True, False)]
 CASES += [("qwen2", "shard-pages", True), ("qwen2", "token-first", False)]
 
 
+@pytest.mark.parametrize("copies", ["at launch", "late"], indirect=True)
 @pytest.mark.parametrize(("name", "layout", "padding"), CASES)
-def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layout, padding):
+def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layout, padding, copies):
     """Half-done prefills (48 tokens a step), requests that arrive and end meanwhile, steps in between or none."""
     folder, expected = models(name)
     wanted = requests(PROMPTS, COUNTS)
@@ -112,7 +130,7 @@ def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layo
     with Engine(config(folder, degrees, layout=layout, padding=padding, pages_per_step=24)) as engine:
         runs = iter(range(1000))
 
-        @settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(max_examples=4 if copies == "at launch" else 2, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1000), st.booleans()), min_size=2, max_size=5))
         def transform_at_random(schedule):
             running, run = Running(engine), next(runs)
@@ -134,6 +152,7 @@ def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layo
         assert engine.failure is None
         assert not engine.incidents
         assert physical_bytes(engine) == [engine.placer.device_pages * 4096] * 4
+        assert any(map(overlapping, engine.reports)) == (copies == "late")
     assert len(wanted) == len(expected)
 
 
@@ -162,8 +181,12 @@ def device_for(folder, degrees, tokens: int, **options) -> int:
     return 4096 * (shape.weight_pages(1) + shape.reserve_pages + groups * unit.pages_per_group)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.names())
-def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout, preemptions):
+@pytest.mark.parametrize(
+    ("layout", "copies"),
+    [*((layout, "at launch") for layout in LAYOUTS.names()), ("shard-pages", "late"), ("token-first", "late")],
+    indirect=["copies"],
+)
+def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout, preemptions, copies):
     """So little room that requests preempt each other; transformations exchange pages in rounds."""
     folder, expected = models("llama")
     longest = max(n + c for n, c in zip(LENGTHS, COUNTS, strict=True))
@@ -192,7 +215,12 @@ def test_with_every_page_in_use_and_preemptions_nothing_changes(models, layout, 
     assert [tokens[f"again{i}"] for i in range(len(PROMPTS))] == expected
 
 
-def test_a_worker_that_lags_behind_still_finds_what_it_copies(models, monkeypatch):
+@pytest.mark.parametrize(
+    ("layout", "copies"),
+    [("shard-pages", "at launch"), *((layout, "late") for layout in LAYOUTS.names())],
+    indirect=["copies"],
+)
+def test_a_worker_that_lags_behind_still_finds_what_it_copies(models, monkeypatch, layout, copies):
     """Requests are preempted in the very step in which a slow peer copies their blocks."""
     extend_running, victims = Batcher._extend_running, []
 
@@ -207,11 +235,11 @@ def test_a_worker_that_lags_behind_still_finds_what_it_copies(models, monkeypatc
     monkeypatch.setattr(Batcher, "_extend_running", preempt_what_moves)
     monkeypatch.setenv("GYGES_FAULT", "worker=2 at=Transfer do=slow")
     folder, expected = models("llama")
-    with Engine(config(folder, (1, 4), pages_per_step=16)) as engine:
+    with Engine(config(folder, (1, 4), layout=layout, pages_per_step=16)) as engine:
         running = Running(engine)
         running.submit(*requests(PROMPTS, COUNTS))
         running.wait_for_tokens(30)
-        result(engine.merge((0, 1, 2, 3)))
+        assert overlapping(result(engine.merge((0, 1, 2, 3)))) == (copies == "late")
         result(engine.split((0, 1, 2, 3), (1,) * 4))
         assert list(running.finish().values()) == expected
         assert not engine.incidents

@@ -5,7 +5,9 @@ what is written through one mapping is read through another, addresses without a
 
     refuses   (AssertionError) what the documentation forbids and hardware may let pass: unmapping a part of a mapping, freeing
               addresses that have mappings, access for a device that is not there, a call before cuInit or without a context
-    watches   kernels that were launched and not waited for: unmapping what they touch is refused
+    watches   kernels and copies that were launched and not waited for: unmapping what they touch is refused
+    delays    (``late``) copies, as long as the documentation lets them take: until the host waits for their stream, or another
+              stream was told to follow them, whose kernels a test runs itself
     counts    what is left: :meth:`leaks`
     records   every call: ``calls``
     fails     on demand: :meth:`fail`
@@ -16,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -94,6 +97,15 @@ class _Mapping:
 
 
 @dataclass
+class _Event:
+    """``after``: so many copies of the stream's queue."""
+
+    stream: int = -1
+    after: int = 0
+    at_s: float = 0.0
+
+
+@dataclass
 class FakeCuda:
     """One process's view of a machine with ``devices`` GPUs of ``memory_bytes`` each."""
 
@@ -102,6 +114,7 @@ class FakeCuda:
     granule: int = 4096
     attributes: dict[int, int] = field(default_factory=lambda: {102: 1, 103: 1})
     read_only: bool = True  # whether access without writing is known
+    late: bool = False
     calls: list[str] = field(default_factory=list)
 
     CUdevice_attribute = CUdevice_attribute
@@ -122,6 +135,8 @@ class FakeCuda:
         self._at: dict[int, int] = {}  # granule -> start of the mapping that covers it
         self.handles: dict[int, _Memory] = {}
         self.running: dict[int, list[tuple[int, int]]] = {}  # stream -> (address, size) that its kernels touch
+        self.events: dict[int, _Event] = {}
+        self._queued: dict[int, list[tuple[int, int, int]]] = {}  # stream -> (destination, source, size) to be copied
         self._numbers = itertools.count(1000)
         self._failures: dict[str, tuple[int, CUresult]] = {}
         self.used = 0
@@ -143,6 +158,7 @@ class FakeCuda:
             "mappings": len(self.mappings),
             "handles": len(self.handles),
             "contexts": sum(self.retained.values()),
+            "events": len(self.events),
             "bytes": self.used,
         }
         return {what: count for what, count in left.items() if count}
@@ -349,20 +365,69 @@ class FakeCuda:
         return result, self._new_handle(_Memory(os.dup(fd), size))
 
     def cuCtxSynchronize(self) -> tuple[Any]:  # noqa: N802
+        for stream in list(self._queued):
+            self._copy_queued(stream)
         self.running.clear()
         return (self._enter("cuCtxSynchronize"),)
 
     def cuStreamSynchronize(self, stream: int) -> tuple[Any]:  # noqa: N802
+        self._copy_queued(stream)
         self.running.pop(stream, None)
         return (self._enter("cuStreamSynchronize"),)
 
+    def _copy_queued(self, stream: int, count: int | None = None) -> None:
+        """The first ``count`` copies of a stream that are still to be done, or all."""
+        queue = self._queued.get(stream, [])
+        count = len(queue) if count is None else count
+        for destination, source, size in queue[:count]:
+            ctypes.memmove(destination, source, size)
+        del queue[:count]
+        for event in self.events.values():
+            if event.stream == stream:
+                event.after = max(0, event.after - count)
+
+    def cuEventCreate(self, flags: int) -> tuple[Any, int]:  # noqa: N802
+        result = self._enter("cuEventCreate")
+        assert flags == 0, "events without timing cannot be measured"
+        number = next(self._numbers)
+        self.events[number] = _Event()
+        return result, number
+
+    def cuEventRecord(self, event: int, stream: int) -> tuple[Any]:  # noqa: N802
+        result = self._enter("cuEventRecord")
+        self.events[event] = _Event(stream, len(self._queued.get(stream, [])), time.perf_counter())
+        return (result,)
+
+    def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any]:  # noqa: N802
+        """What comes next on ``stream`` is run by the test, at once: so what it waits for is done now. The host knows nothing of it."""
+        result = self._enter("cuStreamWaitEvent")
+        assert flags == 0
+        found = self.events[event]
+        assert found.stream >= 0, "an event is waited for that was never recorded"
+        assert found.stream != stream, "a stream waits for itself"
+        self._copy_queued(found.stream, found.after)
+        return (result,)
+
+    def cuEventElapsedTime(self, first: int, last: int) -> tuple[Any, float]:  # noqa: N802
+        """Milliseconds."""
+        a, b = self.events[first], self.events[last]
+        assert a.stream >= 0 <= b.stream, "an event is timed that was never recorded"
+        assert not a.after and not b.after, "an event is timed that has not happened"
+        return self._enter("cuEventElapsedTime"), (b.at_s - a.at_s) * 1000
+
+    def cuEventDestroy(self, event: int) -> tuple[Any]:  # noqa: N802
+        del self.events[event]
+        return (self._enter("cuEventDestroy"),)
+
     def cuMemcpyDtoDAsync(self, destination: int, source: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
-        """Copied at once; its addresses count as touched until the stream is waited for."""
+        """Copied at once, or ``late``; its addresses count as touched until the stream is waited for."""
         result = self._enter("cuMemcpyDtoDAsync")
         self._allowed(source, size, _READ)
         self._allowed(destination, size, _RW)
         if not result:
-            ctypes.memmove(destination, source, size)
+            self._queued.setdefault(stream, []).append((destination, source, size))
+            if not self.late:
+                self._copy_queued(stream)
             self.launch(stream, source, size)
             self.launch(stream, destination, size)
         return (result,)

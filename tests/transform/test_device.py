@@ -9,10 +9,11 @@ import pytest
 from memory.backends import fake_driver, needs_interpreter
 from memory.fake_driver import FakeCuda
 from transform.content import DeviceRig, World, make_host
+from transform.late_memory import LateMemory
 
 from gyges.kv_cache.layouts import LAYOUTS
 from gyges.parallel.sharding import ParallelLayout
-from gyges.transform.memory import CudaMemory
+from gyges.transform.memory import CpuMemory, CudaMemory
 from gyges.transform.ops import FFN, Transfer, pack_ids
 from gyges.transform.plan import join_of
 from gyges.transform.shape import split
@@ -38,23 +39,25 @@ def world():
         each.rig.close()
 
 
+@pytest.mark.parametrize("memory", [CpuMemory, LateMemory])
 @pytest.mark.parametrize("padding", [True, False], ids=["padded", "packed"])
 @pytest.mark.parametrize("layout", LAYOUTS.names())
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}->{case[5]}")
-def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, padding, case):
+def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, padding, case, memory):
     devices, degrees, heads, kv_heads, start, later, threads = case
     # 4 KiB pages: a cell of one page, of several, or with room for several blocks, as the layout has it.
     host = make_host(
         layout, padding, devices=devices, degrees=degrees, heads=heads, kv_heads=kv_heads, page_bytes=4096,
         block_size=12, head_dim=12, hidden=40, rows_per_shard=9, spare_pages=30,
     )  # fmt: skip
-    w = world(host, start, random.Random(3), threads=threads)
+    w = world(host, start, random.Random(3), threads=threads, memory=memory)
     for group in w.groups:
         w.fill(group, 1.0)
     w.check()
     for degrees in later:
         plan = w.merge(w.groups) if len(degrees) == 1 else w.split(w.groups[0], degrees, "scattered")
         assert plan.bytes_moved > 0
+        assert not any(device.copying for device in w.rig.devices.values())
         w.check()
         for group in w.groups:
             w.fill(group, 0.7)
@@ -66,11 +69,12 @@ def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, 
     [*((name, False) for name in LAYOUTS.names()), pytest.param("shard-pages", True, marks=needs_interpreter)],
 )
 def test_the_same_programs_run_on_cuda_devices(world, layout, kernel):
-    """On a driver that refuses what a GPU may let pass (no access rights, unmapping what is read); each worker has its own."""
+    """On a driver that refuses what a GPU may let pass (no access rights, unmapping what is read or copied), and whose copies take as
+    long as they may; each worker has its own."""
     drivers: list[FakeCuda] = []
 
     def cuda_memory() -> CudaMemory:
-        drivers.append(FakeCuda())
+        drivers.append(FakeCuda(late=True))
         return CudaMemory(fake_driver(drivers[-1]), stream=len(drivers), kernel=kernel)
 
     host = make_host(
@@ -92,12 +96,13 @@ def test_the_same_programs_run_on_cuda_devices(world, layout, kernel):
     assert [driver.leaks() for driver in drivers] == [{}, {}]
 
 
+@pytest.mark.parametrize("memory", [CpuMemory, LateMemory])
 @pytest.mark.parametrize("layout", LAYOUTS.names())
-def test_a_device_starts_anew_from_the_middle_of_a_transformation(world, layout):
+def test_a_device_starts_anew_from_the_middle_of_a_transformation(world, layout, memory):
     host = make_host(
         layout, False, devices=2, degrees=(1, 2), heads=4, kv_heads=4, page_bytes=4096, block_size=4, spare_pages=20
     )
-    w = world(host, (1, 1), random.Random(5), threads=False)
+    w = world(host, (1, 1), random.Random(5), threads=False, memory=memory)
     for group in w.groups:
         w.fill(group, 0.5)
     w.merge(w.groups)
@@ -108,6 +113,7 @@ def test_a_device_starts_anew_from_the_middle_of_a_transformation(world, layout)
     for op in (join, Transfer(0, pack_ids(ids), pack_ids([0])), FFN(0, 1)):
         for device in w.rig.devices.values():
             device.apply(op, wait=lambda: None)
+    assert any(device.copying for device in w.rig.devices.values()) == memory.overlaps
     for worker, device in w.rig.devices.items():
         layout = ParallelLayout(1, 0, host.shards)
         device.reset(layout, 0)

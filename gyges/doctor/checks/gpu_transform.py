@@ -115,7 +115,7 @@ class _Pair:
         spent = [device.spent for device in self.devices]
         return {
             "total_s": total,
-            "kv_s": sum(s.map_s + s.unmap_s + s.peer_copy_s + s.local_copy_s for s in spent),
+            "kv_s": sum(s.map_s + s.unmap_s + s.kv_host_s for s in spent),
             "kv_copy_s": sum(s.peer_copy_s + s.local_copy_s for s in spent),
             "map_s": sum(s.map_s for s in spent),
             "unmap_s": sum(s.unmap_s for s in spent),

@@ -59,7 +59,8 @@ def copy_runs(
     """``dst``, ``src``: uint8 [bytes], address ranges (a peer's, where its pages are mapped here) that do not overlap.
 
     dst_at, src_at, lengths: int64 [runs], bytes.   loops: up to two of (count, source stride,
-    destination stride), outermost first; every run is repeated over them. Goes to the current stream.
+    destination stride), outermost first; every run is repeated over them. Goes to the current stream,
+    and returns without waiting for it.
     """
     if not len(lengths) or not lengths.any():
         return
@@ -69,7 +70,10 @@ def copy_runs(
         _VECTOR, dst.data_ptr(), src.data_ptr(), *strides, *(int(np.gcd.reduce(x)) for x in (dst_at, src_at, lengths))
     )
     word = min(common, 8)
-    starts = torch.from_numpy(np.stack([dst_at, src_at, lengths]) // word).to(dst.device)
+    starts = torch.from_numpy(np.stack([dst_at, src_at, lengths]) // word)
+    if dst.device.type == "cuda":
+        starts = starts.pin_memory()  # or else the host would wait for what is on the stream before it
+    starts = starts.to(dst.device, non_blocking=True)
     longest = int(lengths.max()) // word
     tile = min(_TILE_BYTES // word, triton.next_power_of_2(longest))
     _copy[(len(lengths) * n1 * n2, triton.cdiv(longest, tile))](
