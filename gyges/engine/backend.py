@@ -37,8 +37,7 @@ class Backend:
     keep: Any = None
 
     def finish(self) -> None:
-        """Until this worker's kernels are done: what they have written may be copied, and what they have read overwritten, by copies
-        that are launched from now on."""
+        """Until this worker's kernels are done: what they have written may be copied, what they have read may be overwritten."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 

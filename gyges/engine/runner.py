@@ -104,7 +104,7 @@ class ModelRunner:
         """A member of one instance, with nothing in its batch."""
         self.sequences: dict[int, WorkerSequence] = {}
         self.joint: _Joint | None = None
-        self._untold = False  # whether copies were launched that peers have not been told the end of; the same on all workers
+        self._untold = False  # whether copies are under way whose end peers must be told of; the same on all workers
         self.members, self.layout = members, self._layout(members)
         self.comm = self._communicator(members)
         self.place = self._place(self.device.book.kv)
@@ -222,10 +222,10 @@ class ModelRunner:
     def _meet(self) -> None:
         """Returns when the copies of all workers are done: then what they have read may be given up.
 
-        Where copies overlap, a step that has launched some ends so; kernels and copies have run side by side by then. All workers or none
-        come here, as the operations have it, whatever each of them had to copy. (On the CPU copies are done when they are launched,
-        and the step's collectives suffice.) The last all-reduce could be the sign instead, if its kernels waited for the copies
-        (join): that would spare such steps a meeting of the hosts, but the decoder would have to know of copies.
+        Where copies overlap, a step that has launched some ends so; kernels and copies have run side by side by then. All workers
+        come here or none, as the operations have it, whatever each of them had to copy. (On the CPU copies are done when they are
+        launched, and the step's collectives suffice.) The last all-reduce could be the sign instead, if the device did it after the
+        copies (join): that would spare such steps a meeting of the hosts, but the decoder would have to know of copies.
         """
         self.device.finish_copies()
         self.comm.barrier()

@@ -3,7 +3,7 @@
     memfd                          one handle per page (cuMemCreate): a handle maps whole or not at all
     mmap(PROT_NONE)                cuMemAddressReserve
     mmap(MAP_FIXED) of a run       cuMemMap for each page, then one cuMemSetAccess for the run
-    mmap(PROT_NONE) on top         cuMemUnmap of the run, once no kernel of this process can be reading it
+    mmap(PROT_NONE) on top         cuMemUnmap of the run, once no kernel or copy of this process can be touching it
     the memfd's descriptor         one descriptor for each page, opened once by every peer at its start
     the page table                 the same memfd: page numbers are looked up by the CPU, which makes up the copies
 
@@ -144,7 +144,7 @@ class CudaPagePool(BookedPool):
             )
 
     def watch(self, *streams: Any) -> None:
-        """Only these streams run kernels that touch pages; without any, all work of this process is waited for."""
+        """Only these streams run kernels and copies that touch pages; without any, all work of this process is waited for."""
         self._streams.extend(streams)
 
     def reserve(self, name: str, num_pages: int) -> CudaAddressRange:

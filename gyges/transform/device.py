@@ -29,9 +29,9 @@ class Spent:
     kv_* and weights_*: by what moved.   local: from this worker's own pages (compaction).   peer: from another's.
     wait_s: for the others, at barriers.   peak_pages: most pages mapped at one moment.
 
-    Where copies overlap with other work (a GPU), peer_copy_s and local_copy_s are what they took on the device, and kv_host_s is what
-    the host spent on them, launching and waiting; where they do not, the host copies and kv_host_s is 0. All other seconds are
-    the host's, everywhere: weights_s has its launches of copies and its waits for them, not what they took beside other work.
+    Where copies overlap with other work (a GPU), peer_copy_s and local_copy_s are what they took on the device, and kv_host_s is
+    what the host spent on them, launching and waiting; where they do not, the host copies and kv_host_s is 0. All other seconds
+    are the host's: weights_s has its launches of copies and its waits for them, not what they took beside other work.
     """
 
     map_s: float = 0.0
@@ -87,9 +87,9 @@ class Device:
 
     Copies may run beside the model's kernels (``memory.overlaps``). What orders them:
 
-        before a copy begins    nothing but what the caller has seen: operations come between two steps, after a collective that
-                                says that all workers have written what is read now, and before anything of this step is launched,
-                                when this worker's own kernels are done; pages that are overwritten were unmapped or given up before
+        copy after kernel       nothing here: operations come first in a step. The last one's collectives have said that all
+                                workers have written what is read now; this worker has waited for its own kernels, which may
+                                have read what is overwritten now
         copy after copy         the order of their launch
         kernel after copy       :meth:`join_copies`: at a Switch, and for who asks where a unit lies that is being copied
         unmap after copy        :meth:`finish_copies`, as at a Barrier, a Settle, a reset and the end
@@ -115,8 +115,8 @@ class Device:
         self.pool.map(self.ranges["resident"], np.arange(host.resident_layout.pages))
         self.peers: dict[int, PeerMemory] = {}
         self.spent = Spent()
-        self._copying: list[tuple[str, bool]] = []  # (part, local) of each copy that is not known to be done, as launched
-        self._joined = 0  # so many of them are before whatever kernel comes next
+        self._copying: list[tuple[str, bool]] = []  # (part, local) of each copy that is not known to be done
+        self._joined = 0  # so many of them come before any kernel that is launched now
         self.start(layout, 0)
 
     def start(self, layout: ParallelLayout, parity: int) -> None:

@@ -84,10 +84,10 @@ class CpuMemory:
 
 
 class CudaMemory:
-    """``driver``: of the device; it serves the pool and all peers.   stream: for copies alone, so that they run beside the model's
-    kernels; one that does not wait for the default stream by itself (torch makes such).   model_stream: what those kernels are
-    launched on; 0: the default one, torch's unless told otherwise.   kernel: all runs of a batch in one launch of the page copy
-    kernel (Triton); off: a copy of the driver's for each run."""
+    """``driver``: of the device; it serves the pool and all peers.   stream: for copies alone, so that they run beside the
+    model's kernels; one that does not wait for the default stream by itself, as torch makes them.   model_stream: where those
+    kernels are launched; 0: the default one, torch's unless told otherwise.   kernel: all runs of a batch in one launch of the
+    page copy kernel (Triton); off: a copy of the driver's for each run."""
 
     overlaps = True
 

@@ -6,8 +6,8 @@ Each worker carries out what concerns it (gyges.transform.interpreter). *Front* 
     merge, overlapped   Join + all FFN   | step |  Release Transfer  | step |  Release Transfer Switch  | step | ... Settle
     split, overlapped   Join   | step |  Release Transfer Switch  | step | ...  FFN FFNRelease  | step | ...  Settle
 
-Who reads a peer's pages does so before the next Barrier, or the next step (whose collectives are one); who gives pages up does it
-after. Block ids travel as int32 bytes.
+Who reads a peer's pages is done before it leaves the next Barrier, or this step (in which all workers meet, too); who gives pages
+up does it after. Block ids travel as int32 bytes.
 """
 
 from __future__ import annotations

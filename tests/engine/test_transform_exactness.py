@@ -103,7 +103,7 @@ def physical_bytes(engine: Engine) -> list[int]:
 
 @pytest.fixture
 def copies(request, monkeypatch) -> str:
-    """"late": the workers' copies overlap with their steps, and take as long as they may (tests/transform/late_memory.py)."""
+    """Late ones overlap with the workers' steps, and take as long as they may (tests/transform/late_memory.py)."""
     if request.param == "late":
         tests = Path(__file__).parents[1]
         folders = [str(tests / "engine" / "late_workers"), str(tests), os.environ.get("PYTHONPATH", "")]
@@ -128,9 +128,9 @@ def test_tokens_equal_transformers_whatever_merges_and_splits(models, name, layo
     wanted = requests(PROMPTS, COUNTS)
     degrees = DEGREES[name]
     with Engine(config(folder, degrees, layout=layout, padding=padding, pages_per_step=24)) as engine:
-        runs = iter(range(1000))
+        runs, most = iter(range(1000)), 4 if copies == "at launch" else 2
 
-        @settings(max_examples=4 if copies == "at launch" else 2, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(max_examples=most, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1000), st.booleans()), min_size=2, max_size=5))
         def transform_at_random(schedule):
             running, run = Running(engine), next(runs)

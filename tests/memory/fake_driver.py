@@ -399,7 +399,7 @@ class FakeCuda:
         return (result,)
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any]:  # noqa: N802
-        """What comes next on ``stream`` is run by the test, at once: so what it waits for is done now. The host knows nothing of it."""
+        """What comes next on ``stream`` is run by the test, at once: so what it waits for is done now. The host has not waited."""
         result = self._enter("cuStreamWaitEvent")
         assert flags == 0
         found = self.events[event]
@@ -412,7 +412,7 @@ class FakeCuda:
         """Milliseconds."""
         a, b = self.events[first], self.events[last]
         assert a.stream >= 0 <= b.stream, "an event is timed that was never recorded"
-        assert not a.after and not b.after, "an event is timed that has not happened"
+        assert not a.after + b.after, "an event is timed that has not happened"
         return self._enter("cuEventElapsedTime"), (b.at_s - a.at_s) * 1000
 
     def cuEventDestroy(self, event: int) -> tuple[Any]:  # noqa: N802

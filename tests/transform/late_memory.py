@@ -1,4 +1,4 @@
-"""The harshest memory that gyges.transform.memory's contract allows: what may be late is late, what is given up is overwritten."""
+"""The harshest memory that the contract of gyges.transform.memory allows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NOT_A_NUMBER = 0xFF  # as every byte of a float
 
 
 class LateMemory(CpuMemory):
-    """Copies are carried out when they are waited for, or when kernels that come next must find them done; by then every other
-    worker may be a step further, because how long a copy takes differs from worker to worker."""
+    """Copies are carried out when the host waits for them, or when kernels that come next must find them done. How long it takes
+    differs from worker to worker, so others may be ahead by then. What is given up is overwritten."""
 
     overlaps = True
 

@@ -69,8 +69,8 @@ def test_what_was_written_is_read_back_after_a_merge_and_a_split(world, layout, 
     [*((name, False) for name in LAYOUTS.names()), pytest.param("shard-pages", True, marks=needs_interpreter)],
 )
 def test_the_same_programs_run_on_cuda_devices(world, layout, kernel):
-    """On a driver that refuses what a GPU may let pass (no access rights, unmapping what is read or copied), and whose copies take as
-    long as they may; each worker has its own."""
+    """On a driver that refuses what a GPU may let pass (no access rights, unmapping what is read), and whose copies take as long
+    as they may; each worker has its own."""
     drivers: list[FakeCuda] = []
 
     def cuda_memory() -> CudaMemory:
