@@ -224,8 +224,8 @@ class ModelRunner:
 
         Where copies overlap, a step that has launched some ends so; kernels and copies have run side by side by then. All workers
         come here or none, as the operations have it, whatever each of them had to copy. (On the CPU copies are done when they are
-        launched, and the step's collectives suffice.) The last all-reduce could be the sign instead, if the device did it after the
-        copies (join): that would spare such steps a meeting of the hosts, but the decoder would have to know of copies.
+        launched, and the step's collectives suffice.) The last all-reduce could be the sign instead, if the device did it after
+        the copies (join): that would spare such steps a meeting of the hosts, but the decoder would have to know of copies.
         """
         self.device.finish_copies()
         self.comm.barrier()

@@ -399,7 +399,7 @@ class FakeCuda:
         return (result,)
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any]:  # noqa: N802
-        """What comes next on ``stream`` is run by the test, at once: so what it waits for is done now. The host has not waited."""
+        """What comes next on ``stream`` is run by the test, at once: so what it waits for is done now. The host did not wait."""
         result = self._enter("cuStreamWaitEvent")
         assert flags == 0
         found = self.events[event]
