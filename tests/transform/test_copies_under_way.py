@@ -80,12 +80,15 @@ def test_kernels_after_a_switch_find_what_was_copied_before_it_and_the_rest_goes
     splitting.transfer(slice(0, 2))
     assert not any(splitting.arrived()), "or this would show nothing"
     splitting.apply(Switch(0, 0, pack_ids(splitting.dst[:2])))
-    splitting.transfer(slice(2, 6))
+    splitting.transfer(slice(2, 4))
     assert splitting.arrived() == [True] * 2 + [False] * 4
     assert splitting.device.copying, "the host has not waited"
     splitting.device.finish_copies()
-    assert all(splitting.arrived())
+    assert splitting.arrived() == [True] * 4 + [False] * 2
     assert not splitting.device.copying
+    splitting.transfer(slice(4, 6))
+    splitting.apply(Switch(1, 0, pack_ids(splitting.dst[2:])))
+    assert all(splitting.arrived())
 
 
 def test_kernels_that_are_told_where_an_ffn_unit_has_moved_to_find_it_whole(splitting):
