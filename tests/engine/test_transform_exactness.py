@@ -178,8 +178,7 @@ def preemptions(monkeypatch) -> list[bool]:
 
 def device_for(folder, degrees, tokens: int, **options) -> int:
     """Bytes of the device on which a TP1 instance holds that many tokens, and no group of blocks more."""
-    with Engine(config(folder, degrees, **options)) as engine:
-        shape = engine.placer.shape
+    shape = Engine(config(folder, degrees, **options)).placer.shape
     unit = shape.kv_geometry(1)
     groups = -(-tokens // (unit.blocks_per_group * shape.block_size))
     return 4096 * (shape.weight_pages(1) + shape.reserve_pages + groups * unit.pages_per_group)
@@ -315,45 +314,48 @@ def test_a_request_that_fits_no_tp1_instance_runs_after_a_merge(models):
     assert [tokens[f"r{i}"] for i in range(4)] == reference_generate(folder, PROMPTS[:4], [60, 40, 50, 45])
 
 
-def test_seeded_sampling_survives_too(models):
-    folder, _ = models("llama")
+@pytest.fixture(scope="module")
+def host(models):
+    """Four TP1 instances, which every test leaves as it found them."""
+    with Engine(config(models("llama")[0], (1, 2, 4), device_memory=SMALL)) as engine:
+        yield engine
+
+
+def test_seeded_sampling_survives_too(host):
     sampling = {"temperature": 0.8, "top_p": 0.9, "seed": 7}
     wanted = requests(PROMPTS[:6], COUNTS[:6], **sampling)
-    with Engine(config(folder, (1, 2, 4))) as engine:
-        still = Running(engine)
-        still.submit(*wanted)
-        expected = still.finish()
-        running = Running(engine)
-        running.submit(*wanted)
-        running.wait_for_tokens(20)
-        result(engine.merge((0, 1, 2, 3)))
-        running.wait_for_tokens(100)
-        result(engine.split((0, 1, 2, 3), (2, 1, 1)))
-        assert running.finish() == expected
+    still = Running(host)
+    still.submit(*wanted)
+    expected = still.finish()
+    running = Running(host)
+    running.submit(*wanted)
+    running.wait_for_tokens(20)
+    result(host.merge((0, 1, 2, 3)))
+    running.wait_for_tokens(100)
+    result(host.split((0, 1, 2, 3), (2, 1, 1)))
+    assert running.finish() == expected
+    back_to_tp1(host)
 
 
-def test_a_long_request_keeps_its_instance_merged(models):
-    folder, _ = models("llama")
-    with Engine(config(folder, (1, 4), device_memory=SMALL)) as engine:
-        result(engine.merge((0, 1, 2, 3)))
-        room = engine.placer.shape.max_tokens(1)
-        assert room < 1500, "so that a request can be longer than that"
-        running = Running(engine)
-        running.submit(*requests([[5] * room], [300], name="long"))
-        running.wait_for_tokens(2)
-        with pytest.raises(PlanImpossible, match="needs more than"):
-            result(engine.split((0, 1, 2, 3), (1, 1, 1, 1)))
-        running.finish()
-        assert result(engine.split((0, 1, 2, 3), (1, 1, 1, 1))).after == (1, 1, 1, 1)
+def test_a_long_request_keeps_its_instance_merged(host):
+    result(host.merge((0, 1, 2, 3)))
+    room = host.placer.shape.max_tokens(1)
+    assert room < 1500, "so that a request can be longer than that"
+    running = Running(host)
+    running.submit(*requests([[5] * room], [300], name="long"))
+    running.wait_for_tokens(2)
+    with pytest.raises(PlanImpossible, match="needs more than"):
+        result(host.split((0, 1, 2, 3), (1, 1, 1, 1)))
+    running.finish()
+    assert result(host.split((0, 1, 2, 3), (1, 1, 1, 1))).after == (1, 1, 1, 1)
 
 
-def test_what_makes_no_sense_is_refused_with_a_remedy(models):
-    folder, _ = models("llama")
-    with Engine(config(folder, (1, 2))) as engine:
-        with pytest.raises(UserError, match="--tp-degrees"):
-            result(engine.merge((0, 1, 2)))
-        with pytest.raises(UserError, match="whole instances"):
-            result(engine.split((0,), (1, 1)))
-        result(engine.merge((1, 3)))
-        with pytest.raises(UserError, match="whole instances"):
-            result(engine.merge((0, 1)))
+def test_what_makes_no_sense_is_refused_with_a_remedy(host):
+    with pytest.raises(UserError, match="--tp-degrees"):
+        result(host.merge((0, 1, 2)))
+    with pytest.raises(UserError, match="whole instances"):
+        result(host.split((0,), (1, 1)))
+    result(host.merge((1, 3)))
+    with pytest.raises(UserError, match="whole instances"):
+        result(host.merge((0, 1)))
+    back_to_tp1(host)
