@@ -20,6 +20,10 @@ spare       No second merge for a long request that a wide instance could hold, 
             everywhere.
 room        A wide instance splits once what its requests hold and wait for fills at most half of what its parts will hold, not
             half of its own KV cache: where weights fill its memory, a narrow instance holds much less than its share.
+relief      Narrow instances merge for the room that it gives, where requests wait for KV blocks: once their waiting, added up
+            since nobody did, is as long as two transformations take from all requests there. So the dearer a merge, the later
+            it comes, and nobody waits much longer than what would end it takes (the argument of ski rental). Those with most
+            that waits merge, into the lowest degree at which they would fill at most half of the KV cache, else the highest.
 hysteresis  A drained instance stays wide for ``dwell`` times the price of a split, so that a short burst causes one cycle.
 reserve     One drained instance stays wide while, by the gaps between the long requests so far, the next one is due (twice the
             mean gap), unless the others have work for more than ``patience`` prices of a split.
@@ -40,6 +44,7 @@ from collections.abc import Sequence
 from gyges.errors import UserError
 from gyges.scheduling.choose import Key, group_of_any, group_of_equals, least, requests_per_device, work_per_device
 from gyges.scheduling.on_demand import under_way
+from gyges.scheduling.pressure import short_of_memory
 from gyges.scheduling.routing import (
     POLICIES,
     Ask,
@@ -74,6 +79,7 @@ class Gyges(Policy):
         remaining: bool = True,
         spare: bool = True,
         room: bool = True,
+        relief: bool = True,
         hysteresis: bool = True,
         reserve: bool = True,
         choice: bool = True,
@@ -84,9 +90,11 @@ class Gyges(Policy):
         if dwell < 0 or patience < 0:
             raise UserError(f"dwell and patience are 0 or more prices of a split, got {dwell:g} and {patience:g}")
         self.cost, self.hysteresis, self.reserve, self.choice, self.partial = cost, hysteresis, reserve, choice, partial
-        self.spare, self.room = spare, room
+        self.spare, self.room, self.relief = spare, room, relief
         self.dwell, self.patience = dwell, patience
         self._load: Key = work_per_device if remaining else requests_per_device
+        self._waited_s = self._looked_at = 0.0  # request-seconds without room; when that was last added up
+        self._crowd = 0
         self._last_long: float | None = None
         self._asked_long: str | None = None
         self._gap: float | None = None
@@ -124,9 +132,14 @@ class Gyges(Policy):
             self._last_long, self._asked_long = ask.arrival_s, ask.name
 
     def _merge(
-        self, degrees: Sequence[int], instances: Sequence[InstanceView], host: HostView, cause: str
+        self,
+        degrees: Sequence[int],
+        instances: Sequence[InstanceView],
+        host: HostView,
+        cause: str,
+        key: Key | None = None,
     ) -> Merge | None:
-        key = _to_move if self.choice else self._load
+        key = key or (_to_move if self.choice else self._load)
         for degree in degrees:
             if self.partial:
                 indices = group_of_any(instances, degree, key)
@@ -175,6 +188,9 @@ class Gyges(Policy):
         self.wake_s = None
         if host.pending:
             return []  # the devices that a split would take may be those that somebody waits for
+        merge = self._relief(instances, host, now) if self.relief else None
+        if merge is not None:
+            return [merge]
         wide = [i for i, view in enumerate(instances) if view.degree > lowest and not view.transforming]
         if not wide:
             self._drained_at.clear()
@@ -201,6 +217,33 @@ class Gyges(Policy):
                 continue  # nobody is served sooner by what it sets free than the split itself takes
             wishes.append(Split(index, parts, "no request needs all of the wide instance"))
         return wishes
+
+    def _relief(self, instances: Sequence[InstanceView], host: HostView, now: float) -> Merge | None:
+        """A merge for the room that it gives, once those that lack it have waited for as long as it may cost all of them."""
+        lowest = host.lowest
+        self._waited_s += self._crowd * (now - self._looked_at)
+        narrow = [view for view in instances if view.degree == lowest and not view.transforming]
+        self._looked_at, self._crowd = now, sum(v.waiting for v in narrow if v.waiting and short_of_memory(v))
+        if not self._crowd:
+            self._waited_s = 0.0
+            return None
+        merge, parts, degree = None, narrow, lowest
+        for wider in sorted(host.max_tokens)[1:]:
+            found = self._merge([wider], narrow, host, "requests wait for KV blocks", _most_waiting)
+            if found is not None:
+                merge, parts, degree = found, [narrow[i] for i in found.indices], lowest * len(found.indices)
+                kept = sum(view.held_tokens + view.waiting_tokens for view in parts)
+                if kept <= _FREE_TO_SPLIT * host.max_tokens[degree]:
+                    break
+        if merge is None:
+            return None
+        price = host.prices.transformation_s((lowest,) * len(parts), (degree,), sum(v.held_tokens for v in parts))
+        # Twice: they will have to split again.
+        if self._waited_s < 2 * price * sum(v.running + v.waiting for v in parts):
+            return None
+        self._waited_s = 0.0
+        names = {view.name for view in parts}
+        return Merge(tuple(i for i, view in enumerate(instances) if view.name in names), merge.cause)
 
     def _parts(self, view: InstanceView, degrees: Sequence[int], max_tokens: dict[int, int]) -> tuple[int, ...]:
         """TP degrees that ``view`` may become, of those of the host (ascending); empty if it must stay."""
@@ -255,5 +298,11 @@ def _to_move(view: InstanceView) -> float:
     return view.held_tokens
 
 
-PAPER = dict.fromkeys(("cost", "remaining", "spare", "room", "hysteresis", "reserve", "choice", "partial"), False)
+def _most_waiting(view: InstanceView) -> float:
+    return -view.waiting_tokens
+
+
+PAPER = dict.fromkeys(
+    ("cost", "remaining", "spare", "room", "relief", "hysteresis", "reserve", "choice", "partial"), False
+)
 VARIANTS.add("gyges:paper", PAPER)

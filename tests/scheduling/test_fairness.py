@@ -10,7 +10,14 @@ from scheduling.abstract_host import MAX_TOKENS, AbstractHost, Fate
 from gyges.scheduling.specification import make_policy
 
 TRANSFORMING = ["gyges", "gyges:paper", "on-demand", "rr", "llf", "pressure", "elastic+share=8", "by-load+dwell=5"]
-GYGES = ["gyges", "gyges:paper", "gyges+cost=off", "gyges+reserve=off+hysteresis=off", "gyges+partial=off"]
+GYGES = [
+    "gyges",
+    "gyges:paper",
+    "gyges+cost=off",
+    "gyges+reserve=off+hysteresis=off",
+    "gyges+partial=off",
+    "gyges+relief=off",
+]
 LONGEST = max(MAX_TOKENS.values())
 
 # Bursts: (ticks since the one before, how many, prompt tokens, output tokens).

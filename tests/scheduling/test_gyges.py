@@ -153,6 +153,54 @@ def test_room_splits_where_the_parts_have_half_their_cache_free_for_what_is_ther
     assert splits(only("room"), [replace(wide, waiting=1, waiting_tokens=51), narrow]) == [], "they need room too"
 
 
+def crowded(*waiting: int, tokens: int = 20) -> list[InstanceView]:
+    """TP1 instances that are full, each with so many requests that wait for KV blocks beside three that run."""
+    full = views(
+        *[1] * len(waiting), requests=[3] * len(waiting), longest=[50] * len(waiting), held=[95] * len(waiting)
+    )
+    return [replace(v, waiting=n, waiting_tokens=n * tokens) for v, n in zip(full, waiting, strict=True)]
+
+
+def merges(policy, instances: list[InstanceView], at: float):
+    return [wish.indices for wish in policy.review(instances, HOST, at)]
+
+
+def test_relief_merges_once_those_without_room_have_waited_for_what_it_takes_from_all():
+    # Two of four, TP2 holds 250 of which they would fill 2 x (95 + 20) = 230, TP4 600 of which four would fill 460: more than
+    # half of either, so all four. Two transformations take 2 x 0.1 s from each of 4 x (3 + 1) requests: 3.2 request-seconds.
+    policy = only("relief")
+    assert merges(policy, crowded(1, 1, 1, 1), 10.0) == [], "who has just begun to wait has waited for nothing"
+    assert merges(policy, crowded(1, 1, 1, 1), 10.7) == []
+    assert merges(policy, crowded(1, 1, 1, 1), 10.81) == [(0, 1, 2, 3)]
+    assert merges(policy, crowded(1, 1, 1, 1), 10.9) == [], "from then on anew"
+    assert merges(paper(), crowded(1, 1, 1, 1), 0.0) == merges(paper(), crowded(1, 1, 1, 1), 99.0) == []
+
+
+def test_relief_forgets_what_was_waited_once_nobody_does():
+    policy = only("relief")
+    assert merges(policy, crowded(1, 1, 1, 1), 0.0) == []
+    assert merges(policy, crowded(0, 0, 0, 0), 0.7) == []
+    assert merges(policy, crowded(1, 1, 1, 1), 0.8) == []
+    assert merges(policy, crowded(1, 1, 1, 1), 1.5) == [], "2.8 request-seconds since then"
+
+
+def test_relief_takes_the_lowest_degree_that_gives_room_enough_and_counts_only_who_lacks_blocks():
+    policy = only("relief")
+    little = [
+        replace(v, held_tokens=20, free_tokens=80, waiting_tokens=81 if v.waiting else 0) for v in crowded(1, 0, 0, 0)
+    ]
+    assert merges(policy, little, 0.0) == []
+    assert merges(policy, little, 9.0) == [(0, 1)], "2 x 20 + 81 is less than half of 250"
+    last = [replace(v, held_tokens=20 + i) for i, v in enumerate(reversed(little))]
+    policy = only("relief", "choice")
+    assert merges(policy, last, 0.0) == []
+    assert merges(policy, last, 9.0) == [(0, 3)], "the one that lacks it, though it holds most"
+    fits = [replace(v, waiting_tokens=80 if v.waiting else 0) for v in little]
+    assert merges(only("relief"), fits, 0.0) == []
+    policy = only("relief")
+    assert merges(policy, fits, 0.0) == merges(policy, fits, 99.0) == [], "there are blocks for it"
+
+
 def test_hysteresis_keeps_a_drained_instance_for_a_while_and_asks_to_be_woken():
     policy = make_policy("gyges:paper+hysteresis=on+dwell=30")
     instances = views(4, 1)
