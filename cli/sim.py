@@ -162,20 +162,33 @@ def validate(
 def agree(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Result folder of gyges bench run.")] = None,
     profile: Annotated[
-        Path | None, typer.Option("--profile", metavar="DIR", help="What gyges profile wrote on that machine.")
+        list[Path] | None,
+        typer.Option(
+            "--profile",
+            metavar="DIR",
+            help="What gyges profile wrote on that machine. Repeat it: of several the mean counts.",
+        ),
     ] = None,
     transform_bench: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--transform-bench",
             metavar="DIR",
-            help="Of gyges bench transform: what the pauses of a run that merges and splits should be.",
+            help="Of gyges bench transform: what the pauses of a run that merges and splits should be. Repeat it likewise.",
         ),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Measure first, about three minutes on a quiet machine: profile, pauses, runs."),
+        typer.Option("--measure", help="Measure first, on a quiet machine: profiles, pauses and runs, by turns."),
     ] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            min=1,
+            help="With --measure: of runs, each between two profiles; about three minutes each. \\[default: 3; with --quick 1]",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --measure: see that it works.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Result folder, new or empty. \\[default: runs/<time>-sim-agree]")
@@ -187,14 +200,15 @@ def agree(
 
     if measure:
         if run or profile or transform_bench:
-            raise UserError("--measure makes its own profile and runs; leave out RUN, --profile and --transform-bench")
-        document = measure_command(human_console(json), out, quick=quick)
+            raise UserError("--measure makes its own profiles and runs; leave out RUN, --profile and --transform-bench")
+        document = measure_command(human_console(json), out, rounds=rounds or (1 if quick else 3), quick=quick)
     else:
         if not run or not profile:
             raise UserError("give a run and --profile, or --measure to make both")
-        if quick:
-            raise UserError("--quick shortens what --measure does; give both")
-        document = agree_command(human_console(json), run, profile, transform_bench, out)
+        for given, option in ((quick, "--quick shortens"), (rounds, "--rounds repeats")):
+            if given:
+                raise UserError(f"{option} what --measure does; give both")
+        document = agree_command(human_console(json), run, profile, transform_bench or [], out)
     if json:
         emit(document)
 

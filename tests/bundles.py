@@ -35,23 +35,26 @@ def attention_us(chunk: int, before: int, decodes: int, context: int) -> float:
     return 5.0 + 0.01 * chunk + 0.002 * before + 0.003 * decodes * context
 
 
-def make_bundle(folder: Path, degrees: Iterable[int] = (1,), meta: str = META) -> Path:
-    """Every dense operator: 2 us + 0.5 us a token. LM head 3 us, sampler 1 us a sequence. Attention as above."""
+def make_bundle(folder: Path, degrees: Iterable[int] = (1,), meta: str = META, slower: float = 1.0) -> Path:
+    """Every dense operator: 2 us + 0.5 us a token. LM head 3 us, sampler 1 us a sequence. Attention as above. All of it times
+    ``slower``."""
+    folder.mkdir(exist_ok=True)
     (folder / "meta.yaml").write_text(meta)
     for degree in degrees:
         tp = folder / f"tp{degree}"
         tp.mkdir()
         tokens = (1, 2, 7, 64, 100)
-        write(tp / "dense.csv", ("layer", "tokens", "time_us"), [(op, n, 2 + 0.5 * n) for op in DENSE for n in tokens])
+        rows = [(op, n, slower * (2 + 0.5 * n)) for op in DENSE for n in tokens]
+        write(tp / "dense.csv", ("layer", "tokens", "time_us"), rows)
         each = {"lm_head": 3.0, "sampler": 1.0}
-        rows = [(op, n, us * n) for op, us in each.items() for n in (1, 4, 32)]
+        rows = [(op, n, slower * us * n) for op, us in each.items() for n in (1, 4, 32)]
         write(tp / "per_sequence.csv", ("layer", "sequences", "time_us"), rows)
         points = [(0, 0, n, kv) for n in (1, 2, 8, 32) for kv in (16, 100, 1000)]
         for chunk in (16, 64):
             for before in (0, 50, 200):
                 points += [(chunk, before, 0, 0)] + [(chunk, before, n, kv) for n in (1, 32) for kv in (16, 1000)]
         header = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
-        write(tp / "attention.csv", header, [(*point, attention_us(*point)) for point in points])
+        write(tp / "attention.csv", header, [(*point, slower * attention_us(*point)) for point in points])
     return folder
 
 

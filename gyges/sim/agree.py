@@ -3,11 +3,13 @@
 Without transformations, each instance is simulated with the requests that it served, from when the client sent them, so that
 what is scored is step times and batching, not routing. With transformations, their pauses are scored (gyges.sim.pauses).
 Instances that share cores slow each other down, which a profile of one instance does not have.
+
+Of several profiles, taken before and after a run, the mean counts: what a machine's speed drifts steadily by is in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from gyges.metrics.tables import read_requests, read_timeline
 from gyges.models.hub import resolve_model
 from gyges.scheduling.batching import BatchLimits
 from gyges.sim.compare import compare
+from gyges.sim.cost.base import CostModel
 from gyges.sim.cost.bundle import read_bundle
+from gyges.sim.cost.mean import MeanCost
 from gyges.sim.cost.tables import TableCost
 from gyges.sim.pauses import PauseTable, compare_pauses
 from gyges.sim.pipelined import PipelinedInstance, PipelinedRequest, Served
@@ -31,13 +35,13 @@ GOALS = {"throughput": 0.05, "tpot_s": 0.05, "ttft_s": 0.10}
 _SAME = ("model", "dtype", "layout", "padding", "block_size", "threads")
 
 
-def agree(run: Path, profile: Path, transform: Path | None = None) -> dict[str, Any]:
+def agree(run: Path, profiles: Sequence[Path], transforms: Sequence[Path] = ()) -> dict[str, Any]:
     """What both kinds of run have: ``run``, ``model``, ``instances``, ``coverage``, ``notes``, ``goals``. Of a run without
     transformations also :func:`gyges.sim.compare.compare`'s document of its completed requests; of one with them
     :func:`gyges.sim.pauses.compare_pauses`'s.
 
-    ``run``: a folder of ``gyges bench run``.   ``transform``: one of ``gyges bench transform``, which a run with transformations
-    needs.   Raises UserError for anything else.
+    ``run``: a folder of ``gyges bench run``.   ``profiles``: one or more of ``gyges profile``.   ``transforms``: one or more of
+    ``gyges bench transform``, which a run with transformations needs.   Raises UserError for anything else.
     """
     manifest = load_manifest(run)
     engine = (manifest.get("configuration") or {}).get("engine")
@@ -47,34 +51,38 @@ def agree(run: Path, profile: Path, transform: Path | None = None) -> dict[str, 
         raise UserError(f"{run} has no requests.parquet; the run did not get so far")
     timeline = run / "timeline.parquet"
     samples, events = read_timeline(timeline) if timeline.is_file() else ([], [])
-    if events and transform is None:
+    if events and not transforms:
         raise UserError(
             f"{run} transforms while it runs: what its pauses should be comes from a folder of gyges bench transform; "
             "name it with --transform-bench"
         )
-    config, bundle = EngineConfig.from_dict(dict(engine)), read_bundle(profile)
+    config = EngineConfig.from_dict(dict(engine))
+    bundles = [read_bundle(profile) for profile in profiles]
     model = resolve_model(config.model, seed=config.seed, revision=config.revision, weights=False)
     placer = Placer(config, model.config, model.config.geometry(config.dtype))
     degrees = {sample.tp for sample in samples if sample.tp} if events else set(config.instances)
-    costs = {degree: TableCost(bundle, placer.geometry, degree) for degree in sorted(degrees)}
+    costs = {
+        degree: MeanCost([TableCost(bundle, placer.geometry, degree) for bundle in bundles])
+        for degree in sorted(degrees)
+    }
     if events:
-        assert transform is not None
         wide = max(max(*event.before, *event.after) for event in events)
-        scored = compare_pauses(events, samples, placer.shape, costs, PauseTable.read(transform, config, wide))
+        scored = compare_pauses(events, samples, placer.shape, costs, PauseTable.read(transforms, config, wide))
     else:
         scored = _compare_requests(run, placer.host(), config, costs)
+    notes = [note for bundle in bundles for note in (*bundle.notes, *_differences(manifest, bundle.meta, config))]
     return {
         "run": run.name,
         "model": config.model,
         "instances": list(config.instances),
         **scored,
         "coverage": {f"tp{degree}": cost.coverage() for degree, cost in costs.items()},
-        "notes": [*bundle.notes, *_differences(manifest, bundle.meta, config)],
+        "notes": list(dict.fromkeys(notes)),
     }
 
 
 def _compare_requests(
-    run: Path, placement: HostPlacement, config: EngineConfig, costs: Mapping[int, TableCost]
+    run: Path, placement: HostPlacement, config: EngineConfig, costs: Mapping[int, CostModel]
 ) -> dict[str, Any]:
     records = read_requests(run / "requests.parquet")
     limits = BatchLimits(config.max_batch_tokens, config.max_seqs, placement.block_size)

@@ -27,49 +27,55 @@ PAUSE_GOAL = 0.20  # of the mean, by kind
 
 
 class PauseTable:
-    """Seconds that a transformation adds to the gap between two tokens, by kind and overlap, over the bytes between devices."""
+    """Seconds that a transformation adds to the gap between two tokens, by kind and overlap, over the bytes between devices:
+    the mean of one or several measurements of it."""
 
-    def __init__(self, curves: Mapping[tuple[str, bool], Curve]) -> None:
-        self._curves = dict(curves)
+    def __init__(self, measurements: Sequence[Mapping[tuple[str, bool], Curve]]) -> None:
+        assert measurements
+        self._measurements = [dict(curves) for curves in measurements]
 
     @classmethod
-    def read(cls, folder: Path, config: EngineConfig, wide: int) -> PauseTable:
-        """From a folder of ``gyges bench transform`` whose part ``pause`` has this engine's model, layout and padding, and
-        instances of TP ``wide`` on the wide side. Raises UserError that says what it lacks."""
-        path = folder / "transform.json"
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} is not a result folder of gyges bench transform: cannot read {path}") from error
-        found: dict[tuple[str, bool], dict[float, list[float]]] = {}
-        models = (document.get("pause") or {"models": []})["models"]
-        for result in models:
-            if result["model"] != config.model or result["degree"] != wide:
-                continue
-            for cell in result["cells"]:
-                if cell["layout"] == config.layout and cell["padding"] == config.padding and cell["pause_s"]:
-                    moved = cell["kv_peer_bytes"]["median"] + cell["weights_peer_bytes"]["median"]
-                    points = found.setdefault((cell["kind"], cell["overlap"]), {})
-                    points.setdefault(moved, []).append(cell["pause_s"]["median"])
-        if not found:
-            has = sorted({f"{result['model']} TP{result['degree']}" for result in models})
-            raise UserError(
-                f"{folder} has no pauses of {config.model} TP{wide} with {config.layout}, padding "
-                f"{'on' if config.padding else 'off'} (it has {', '.join(has) or 'no part pause'}); run gyges bench transform "
-                f"--parts pause --pause-models {config.model} --layouts {config.layout} --degrees {wide}"
-            )
-        curves = {
-            key: Curve(sorted(points), [statistics.fmean(points[x]) for x in sorted(points)])
-            for key, points in found.items()
-        }
-        return cls(curves)
+    def read(cls, folders: Sequence[Path], config: EngineConfig, wide: int) -> PauseTable:
+        """From folders of ``gyges bench transform`` whose part ``pause`` has this engine's model, layout and padding, and
+        instances of TP ``wide`` on the wide side. Raises UserError that says what one lacks."""
+        return cls([_curves(folder, config, wide) for folder in folders])
 
     def pause_s(self, kind: str, overlap: bool, moved: int) -> float:
-        """Beyond an ordinary gap. ``moved``: bytes between devices. Raises UserError where nothing like it was measured."""
-        curve = self._curves.get((kind, overlap))
-        if curve is None:
+        """Beyond an ordinary gap. ``moved``: bytes between devices. Raises UserError where one of the measurements has nothing
+        like it: a mean of the others would be of another time."""
+        curves = [each[kind, overlap] for each in self._measurements if (kind, overlap) in each]
+        if len(curves) < len(self._measurements):
             raise UserError(f"no {kind} was measured with the overlap {'on' if overlap else 'off'}")
-        return curve(moved)
+        return statistics.fmean(curve(moved) for curve in curves)
+
+
+def _curves(folder: Path, config: EngineConfig, wide: int) -> dict[tuple[str, bool], Curve]:
+    path = folder / "transform.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not a result folder of gyges bench transform: cannot read {path}") from error
+    found: dict[tuple[str, bool], dict[float, list[float]]] = {}
+    models = (document.get("pause") or {"models": []})["models"]
+    for result in models:
+        if result["model"] != config.model or result["degree"] != wide:
+            continue
+        for cell in result["cells"]:
+            if cell["layout"] == config.layout and cell["padding"] == config.padding and cell["pause_s"]:
+                moved = cell["kv_peer_bytes"]["median"] + cell["weights_peer_bytes"]["median"]
+                points = found.setdefault((cell["kind"], cell["overlap"]), {})
+                points.setdefault(moved, []).append(cell["pause_s"]["median"])
+    if not found:
+        has = sorted({f"{result['model']} TP{result['degree']}" for result in models})
+        raise UserError(
+            f"{folder} has no pauses of {config.model} TP{wide} with {config.layout}, padding "
+            f"{'on' if config.padding else 'off'} (it has {', '.join(has) or 'no part pause'}); run gyges bench transform "
+            f"--parts pause --pause-models {config.model} --layouts {config.layout} --degrees {wide}"
+        )
+    return {
+        key: Curve(sorted(points), [statistics.fmean(points[x]) for x in sorted(points)])
+        for key, points in found.items()
+    }
 
 
 def compare_pauses(

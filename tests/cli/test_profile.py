@@ -64,6 +64,30 @@ def test_a_run_is_simulated_request_by_request_from_the_profile(bundle, run, tmp
     assert json.loads((tmp_path / "a" / "agree.json").read_text())["latencies"] == document["latencies"]
 
 
+def test_of_several_profiles_the_mean_counts(bundle, run, tmp_path, capfd, monkeypatch):
+    """The same one twice is the same; beside one whose operators take three times as long, the run takes longer."""
+    slower = tmp_path / "slower"
+    shutil.copytree(bundle, slower)
+    for table in ("dense", "per_sequence", "attention"):
+        path = slower / "tp1" / f"{table}.csv"
+        header, *rows = path.read_text().splitlines()
+        rows = [row.rpartition(",") for row in rows]
+        path.write_text("\n".join([header, *(f"{key},{3 * float(time)}" for key, _, time in rows)]) + "\n")
+
+    def simulated(*profiles):
+        arguments = [word for profile in profiles for word in ("--profile", profile)]
+        outcome = gyges(
+            capfd, monkeypatch, "sim", "agree", run, *arguments, "--out", tmp_path / str(len(done)), "--json"
+        )
+        assert outcome.code == 0, outcome.err
+        done.append(outcome.document["latencies"]["tpot_s"]["mean"]["simulated"])
+        return done[-1]
+
+    done = []
+    assert simulated(bundle) == simulated(bundle, bundle)
+    assert simulated(bundle, slower) == pytest.approx(2 * simulated(bundle), rel=0.2)  # batches form a little otherwise
+
+
 def test_a_run_that_merges_is_scored_by_its_pauses(bundle, tmp_path, capfd, monkeypatch):
     run, bench = tmp_path / "run", tmp_path / "bench"
     trace = "synthetic:constant?rate=8&prompt=40&output=400&duration=1"
@@ -89,9 +113,11 @@ def test_a_run_that_merges_is_scored_by_its_pauses(bundle, tmp_path, capfd, monk
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--measure", "--profile", "x"), "makes its own profile and runs"),
+        (("--measure", "--profile", "x"), "makes its own profiles and runs"),
         ((), "give a run and --profile"),
         (("run", "--profile", "x", "--quick"), "--quick shortens what --measure does"),
+        (("run", "--profile", "x", "--rounds", "2"), "--rounds repeats what --measure does"),
+        (("--measure", "--rounds", "0"), "--rounds"),
     ],
 )
 def test_measuring_and_comparing_are_told_apart(capfd, monkeypatch, arguments, said):
