@@ -14,7 +14,7 @@ ALLOWED = {
     "gyges/scheduling": {"gyges.scheduling", "gyges.kv_cache"},
     "gyges/kv_cache": {"gyges.kv_cache", "gyges.memory", "gyges.kernels"},
     "gyges/memory": {"gyges.memory"},
-    "gyges/parallel": {"gyges.parallel"},
+    "gyges/parallel": {"gyges.parallel", "gyges.memory", "gyges.kernels"},
     "gyges/kernels": {"gyges.kernels"},
     "gyges/models": {"gyges.models", "gyges.parallel", "gyges.kv_cache", "gyges.kernels", "gyges.memory"},
     "gyges/transform": {

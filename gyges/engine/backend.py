@@ -85,5 +85,5 @@ def _cuda(wanted: _Wanted) -> Backend:
     driver = CudaDriver(device.index)
     kernels = torch.cuda.current_stream(device)
     memory = CudaMemory(driver, stream.cuda_stream, model_stream=kernels.cuda_stream)
-    collectives = "nccl" if wanted.config.num_devices <= count else "staged"
+    collectives = "nccl" if wanted.config.num_devices <= count else "peer"
     return Backend(device, make_kernels(device), memory, collectives, True, driver, stream)

@@ -173,9 +173,9 @@ class ModelRunner:
         self.joint = None
         self.graphs.clear()
         del self.weights, self.place
-        self.device.close()
         if self.collectives is not None:
-            self.collectives.close()
+            self.collectives.close()  # some use the device's driver, which is closed with its pool
+        self.device.close()
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -352,9 +352,10 @@ class ModelRunner:
         self.place = joint.back
         self.layout = joint.shape.back_layout(self.worker)
         if joint.shape.kind == "split":
+            # Of the wide instance: none of its workers may still be reading a result where a narrow instance puts the next one.
+            self.comm.barrier()
             self.members = joint.shape.narrow[joint.narrow]
             self.comm = self._communicator(self.members)
-            self.comm.barrier()
             self.sequences = {slot: s for slot, s in self.sequences.items() if s.narrow == joint.narrow}
         for sequence in self.sequences.values():
             assert sequence.switched, "a sequence was left behind"

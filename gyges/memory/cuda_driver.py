@@ -12,6 +12,7 @@ from typing import Any
 from gyges.config import format_bytes
 from gyges.errors import EngineError, UserError
 from gyges.memory import dlpack
+from gyges.memory.cuda_ipc import IpcCalls
 
 _OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 
@@ -35,7 +36,7 @@ def load_bindings() -> Any:
     return driver
 
 
-class CudaDriver:
+class CudaDriver(IpcCalls):
     """One device. Addresses and sizes in bytes; handles are the driver's.
 
     api: what has the driver's functions (tests bring their own).   dlpack_device: where tensors over its memory say they are.
@@ -193,7 +194,8 @@ class CudaDriver:
         return event
 
     def follow(self, stream: Any, event: Any) -> None:
-        """What is given to the stream from now on begins after the event. The host does not wait."""
+        """What is given to the stream from now on begins after the event, as it was last recorded; one that nobody has recorded
+        counts as happened. The host does not wait."""
         self._call("cuStreamWaitEvent", stream, event, 0)
 
     def elapsed(self, first: Any, last: Any) -> float:
@@ -201,5 +203,5 @@ class CudaDriver:
         return float(self._call("cuEventElapsedTime", first, last)) / 1000
 
     def destroy(self, event: Any) -> None:
-        """Streams that were told to follow it still do."""
+        """Streams that were told to follow it still do. A shared one is destroyed by those that opened it first."""
         self._call("cuEventDestroy", event)

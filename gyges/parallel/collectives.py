@@ -39,8 +39,9 @@ class Collectives(Protocol):
         ...
 
     def comm(self, members: Members) -> Comm:
-        """This worker as one of these, alone too. All of them ask at the same time, and meet before they use it. Where
-        :attr:`capturable`, the same object as before unless one of them has been called out since: graphs hold it."""
+        """This worker as one of these, alone too. All of them ask at the same time. Groups share buffers: between collectives of one
+        and of the next, all workers of the wider one meet in its barrier. Where :attr:`capturable`, the same object as before
+        unless one of them has been called out since: graphs hold it."""
         ...
 
     def close(self) -> None: ...
@@ -99,6 +100,12 @@ def _staged(wanted: Wanted) -> Collectives:
     return ByHost(wanted, lambda comm: StagedComm(comm, wanted.device))
 
 
+def _peer(wanted: Wanted) -> Collectives:
+    from gyges.parallel.peer import PeerCollectives
+
+    return PeerCollectives(wanted)
+
+
 def _groups(backend: str) -> Callable[[Wanted], Collectives]:
     def make(wanted: Wanted) -> Collectives:
         from gyges.parallel.process_group import ProcessGroups
@@ -111,4 +118,5 @@ def _groups(backend: str) -> Callable[[Wanted], Collectives]:
 COLLECTIVES.add("shm", Way("cpu", ByHost))
 COLLECTIVES.add("gloo", Way("cpu", _groups("gloo")))
 COLLECTIVES.add("nccl", Way("cuda", _groups("nccl")))
+COLLECTIVES.add("peer", Way("cuda", _peer))
 COLLECTIVES.add("staged", Way("cuda", _staged))

@@ -25,6 +25,8 @@ from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
+from memory.fake_ipc import IpcFake
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -39,6 +41,7 @@ class CUresult(IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_INVALID_DEVICE = 101
+    CUDA_ERROR_PEER_ACCESS_UNSUPPORTED = 217
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_NOT_SUPPORTED = 801
 
@@ -106,7 +109,7 @@ class _Event:
 
 
 @dataclass
-class FakeCuda:
+class FakeCuda(IpcFake):
     """One process's view of a machine with ``devices`` GPUs of ``memory_bytes`` each."""
 
     devices: int = 1
@@ -140,6 +143,7 @@ class FakeCuda:
         self._numbers = itertools.count(1000)
         self._failures: dict[str, tuple[int, CUresult]] = {}
         self.used = 0
+        self.start_ipc()
 
     # -- for tests ----------------------------------------------------------------------------------------------------
 
@@ -158,8 +162,9 @@ class FakeCuda:
             "mappings": len(self.mappings),
             "handles": len(self.handles),
             "contexts": sum(self.retained.values()),
-            "events": len(self.events),
+            "events": len(self.events) + len(self.shared_events),
             "bytes": self.used,
+            "shared": len(self.shared),
         }
         return {what: count for what, count in left.items() if count}
 
@@ -388,13 +393,17 @@ class FakeCuda:
 
     def cuEventCreate(self, flags: int) -> tuple[Any, int]:  # noqa: N802
         result = self._enter("cuEventCreate")
-        assert flags == 0, "events without timing cannot be measured"
+        if flags:
+            return result, 0 if result else self.new_shared_event(flags)
         number = next(self._numbers)
         self.events[number] = _Event()
         return result, number
 
     def cuEventRecord(self, event: int, stream: int) -> tuple[Any]:  # noqa: N802
         result = self._enter("cuEventRecord")
+        if event in self.shared_events:
+            self.count_record(event)
+            return (result,)
         self.events[event] = _Event(stream, len(self._queued.get(stream, [])), time.perf_counter())
         return (result,)
 
@@ -402,6 +411,9 @@ class FakeCuda:
         """What comes next on ``stream`` is run by the test, at once: so what it waits for is done now. The host did not wait."""
         result = self._enter("cuStreamWaitEvent")
         assert flags == 0
+        if event in self.shared_events:
+            self.require_record(event)
+            return (result,)
         found = self.events[event]
         assert found.stream >= 0, "an event is waited for that was never recorded"
         assert found.stream != stream, "a stream waits for itself"
@@ -416,8 +428,12 @@ class FakeCuda:
         return self._enter("cuEventElapsedTime"), (b.at_s - a.at_s) * 1000
 
     def cuEventDestroy(self, event: int) -> tuple[Any]:  # noqa: N802
-        del self.events[event]
-        return (self._enter("cuEventDestroy"),)
+        result = self._enter("cuEventDestroy")
+        if event in self.shared_events:
+            self.give_up_event(event)
+        else:
+            del self.events[event]
+        return (result,)
 
     def cuMemcpyDtoDAsync(self, destination: int, source: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
         """Copied at once, or ``late``; its addresses count as touched until the stream is waited for."""
