@@ -61,7 +61,7 @@ class IpcCalls:
     def open_event(self, handle: bytes) -> Any:
         return self._call("cuIpcOpenEventHandle", _handle_of(self.api.CUipcEventHandle, handle))
 
-    def record(self, event: Any, stream: Any) -> None:
+    def mark(self, event: Any, stream: Any) -> None:
         """The event happens when everything given to the stream so far is done. What it stood for before is forgotten."""
         self._call("cuEventRecord", event, stream)
 

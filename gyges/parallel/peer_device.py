@@ -80,7 +80,7 @@ class CudaPeerDevice:
         self._part(self._worker, parity, x.dtype, x.numel()).copy_(x.view(-1))
 
     def record(self, parity: int) -> None:
-        self._driver.record(self._events[self._worker][parity], self._stream)
+        self._driver.mark(self._events[self._worker][parity], self._stream)
 
     def follow(self, worker: int, parity: int) -> None:
         self._driver.follow(self._stream, self._events[worker][parity])

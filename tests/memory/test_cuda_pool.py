@@ -13,7 +13,7 @@ from memory.backends import fake_driver
 from memory.fake_driver import CUresult, FakeCuda
 
 from gyges.errors import UserError
-from gyges.memory import cuda_driver, dlpack
+from gyges.memory import cuda_driver, cuda_ipc, dlpack
 from gyges.memory.cuda import CudaPagePool, CudaPeerMemory
 from gyges.memory.cuda_driver import CudaDriver, CudaError
 
@@ -285,7 +285,7 @@ def test_every_function_that_is_called_exists_in_the_bindings():
         pytest.skip("needs cuda-bindings")
     from cuda.bindings import driver
 
-    source = Path(cuda_driver.__file__).read_text()
+    source = Path(cuda_driver.__file__).read_text() + Path(cuda_ipc.__file__).read_text()
     called = set(re.findall(r'_call\(\s*"(\w+)"', source)) | {"cuGetErrorName", "cuGetErrorString"}
     named = set(re.findall(r"api\.(CU\w+)", source)) | set(re.findall(r"\b(CU_\w+|CUDA_ERROR_\w+)\b", source))
     enums = [getattr(driver, name) for name in dir(driver) if name.startswith("CU")]
