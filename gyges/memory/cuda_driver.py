@@ -6,6 +6,7 @@ device's primary context, which torch uses too, is current in it. Not yet run on
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -33,6 +34,16 @@ def load_bindings() -> Any:
         raise UserError(
             f"GPU memory needs cuda-bindings ({error}); pip install 'gyges[cuda]', and see gyges doctor"
         ) from error
+    return driver
+
+
+def open_driver(index: int, maker: str = "") -> CudaDriver:
+    """``maker``: "module:function" that makes another than the GPU's, in the process that it is named to."""
+    if not maker:
+        return CudaDriver(index)
+    module, _, name = maker.partition(":")
+    driver = getattr(importlib.import_module(module), name)()
+    assert isinstance(driver, CudaDriver), f"{maker} makes no driver"
     return driver
 
 

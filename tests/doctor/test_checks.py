@@ -9,10 +9,12 @@ import torch
 from memory.backends import fake_driver, needs_interpreter
 from memory.fake_driver import FakeCuda
 
+from gyges.bench.allreduce import all_reduce_times
+from gyges.bench.child import ChildError
 from gyges.bench.gpu.attention import AttentionBench
 from gyges.bench.gpu.copies import CopyBench
 from gyges.bench.gpu.step import StepBench
-from gyges.doctor.checks import gpu, gpu_kernels, kernels, memory, vmm
+from gyges.doctor.checks import gpu, gpu_collectives, gpu_kernels, kernels, memory, vmm
 from gyges.doctor.checks.gpu import Gpu
 from gyges.doctor.checks.gpu_transform import Size, transformations
 from gyges.kernels import reference
@@ -134,6 +136,32 @@ def test_a_merge_and_a_split_on_cuda_devices_find_everything_again(device, api):
     assert padded["merge"]["kv_bytes"] == by_driver["merge"]["kv_bytes"] > 0
     assert found["goals"][1]["met"]
     assert api.leaks() == {}
+
+
+@needs_interpreter
+def test_workers_that_share_a_gpu_sum_by_peer_memory_and_by_way_of_the_host(device):
+    found = gpu_collectives.shared_gpu(2, sizes=(4096, 64), calls=3, driver=device.peer_arguments[0])
+    for way in ("peer", "staged"):
+        assert all(found["figures"][way][size]["p99_us"] > 0 for size in ("4096", "64"))
+    assert [goal["unit"] for goal in found["goals"]] == ["ratio", "ratio"]
+
+
+@needs_interpreter
+def test_a_sum_that_misses_a_part_is_found_out(device, monkeypatch, tmp_path):
+    """As where a worker does not wait for its peers: it reads what they put two calls ago."""
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    with pytest.raises(ChildError, match=r"peer: worker \d ended with exit code 1: AssertionError: sum \d+ is"):
+        all_reduce_times("peer", 2, 64, 1, 60.0, device.peer_arguments[0])
+
+
+BROKEN = """
+import sys
+if "gyges.bench.allreduce" in sys.orig_argv:
+    from gyges.parallel.peer_device import CudaPeerDevice
+    put = CudaPeerDevice.put
+    CudaPeerDevice.put = lambda self, x, parity: put(self, x, parity) if x[0] < 9 else None
+"""
 
 
 @needs_interpreter

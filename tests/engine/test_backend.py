@@ -36,10 +36,13 @@ PAGE, PROMPT = 16384, [5, 6, 7, 300, 9, 41, 2]
 def test_a_worker_on_cuda_pages_and_triton_kernels_gives_transformers_tokens_and_leaks_nothing(
     tmp_path, monkeypatch, graphs
 ):
-    """With graphs, a decode step runs in the static batch of the smallest one that it fits into."""
+    """With graphs, a decode step runs in the static batch of the smallest one that it fits into. Its collectives have nobody to sum
+    with, and use the driver up to the end."""
     folder = make_checkpoint(tmp_path / "model", "llama")
     api = FakeCuda()
-    backend = Backend(HOST, make_kernels(HOST, "triton"), CudaMemory(fake_driver(api), stream=1), graphs=graphs)
+    driver, arena = fake_driver(api), SharedArena.create(1, 4096)
+    memory = CudaMemory(driver, stream=1)
+    backend = Backend(HOST, make_kernels(HOST, "triton"), memory, "peer", graphs=graphs, driver=driver)
     monkeypatch.setattr(runner_module, "open_backend", lambda *_: backend)
     model = resolve_model(str(folder))
     config = EngineConfig(
@@ -53,7 +56,7 @@ def test_a_worker_on_cuda_pages_and_triton_kernels_gives_transformers_tokens_and
     )
     setup = Setup(
         worker=0, engine=config.to_dict(), hf_config=model.hf_config, source=asdict(model.source_spec), dtype="float32",
-        members=(0,), max_positions=64, arena_fd=-1, arena_bytes=0,
+        members=(0,), max_positions=64, arena_fd=arena.fd, arena_bytes=arena.buffer_bytes,
     )  # fmt: skip
     runner = runner_module.ModelRunner(setup)
     recorded = []
@@ -76,6 +79,8 @@ def test_a_worker_on_cuda_pages_and_triton_kernels_gives_transformers_tokens_and
         assert runner.page_counts()[0] == weights
     finally:
         runner.close()
+        arena.close()
+    assert "cuMemAlloc" in api.calls
     assert not any(api.leaks().values())
 
 

@@ -236,6 +236,8 @@ class FakeCuda(IpcFake):
     def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any]:  # noqa: N802
         assert self.retained[device] > 0, "a context is released that nobody retained"
         self.retained[device] -= 1
+        if not self.retained[device]:
+            self.context = None
         return (self._enter("cuDevicePrimaryCtxRelease", needs_context=False),)
 
     def cuCtxSetCurrent(self, context: int) -> tuple[Any]:  # noqa: N802

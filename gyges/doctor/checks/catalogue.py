@@ -50,6 +50,10 @@ add(
     gpus(1, *_TRITON, "transformers"),
 )  # fmt: skip
 add("copies-cuda", "page copy kernel against a plain copy", "gpu_kernels:copies", 60, gpus(1, *_TRITON))
+add(
+    "peer-collectives-cuda", "sums of four workers that share GPUs, by peer memory and by way of the host",
+    "gpu_collectives:shared_gpu", 150, gpus(1, *_CUDA, "triton"),
+)  # fmt: skip
 add("collectives-cuda", "NCCL between all GPUs", "rates:nccl", 90, gpus(2, "torch"))
 add(
     "serving-cuda", "requests through an engine on the GPU", "rates:serving_on_gpu", 90,

@@ -5,21 +5,19 @@ Prints {slot: first number of the page} of what is mapped. A second argument, "m
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import Any
 
 from gyges.memory.cuda import CudaPeerMemory
-from gyges.memory.cuda_driver import CudaDriver
+from gyges.memory.cuda_driver import open_driver
 from gyges.memory.table import PageTable
 
 
 def main(about: dict[str, Any], maker: str = "") -> dict[int, int]:
     import torch
 
-    module, _, name = maker.partition(":")
-    driver = getattr(importlib.import_module(module), name)() if maker else CudaDriver(0)
+    driver = open_driver(0, maker)
     descriptors = tuple(about["descriptors"])
     peer = CudaPeerMemory(descriptors, about["capacity"], about["page_bytes"], driver=driver)
     pages = PageTable(descriptors[0]).part(about["start"], about["slots"]).tolist()
