@@ -1,5 +1,5 @@
-"""All-reduce of one message over several worker processes: the engine's shared memory against gloo; NCCL, a GPU for each; peer
-memory against the way by the host, where workers share GPUs.
+"""All-reduce of one message over several worker processes: the engine's shared memory against gloo; NCCL, a GPU for each;
+peer memory against the way by the host, where workers share GPUs.
 
 ``python -m gyges.bench.allreduce '{"backend": "shm", ...}'`` is one worker; :func:`all_reduce_times` starts them all. One
 thread each, as the engine's workers have where they outnumber cores. Rank 0's seconds of each call, in order.
@@ -35,7 +35,7 @@ def all_reduce_times(
     timeout_s: float = 120.0,
     driver: str = "",
 ) -> list[float]:
-    """Seconds of each of ``calls`` all-reduces of ``message_bytes`` of fp32. Raises ChildError if any worker fails, or a sum is wrong.
+    """Seconds of each of ``calls`` all-reduces of ``message_bytes`` of fp32. Raises ChildError if a worker fails, or its sums do.
 
     driver: "module:function" that makes one for every worker, whose GPU is this machine's memory then.
     """

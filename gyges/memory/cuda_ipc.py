@@ -1,8 +1,8 @@
 """Memory and events that other processes open by handles of 64 bytes (CUDA IPC): the part of CudaDriver that peers on GPUs need.
 
-A handle can be opened in every process but the one that made it. Whoever has opened it closes it before its owner frees what is
-behind it: NVIDIA's documentation leaves the other order undefined. The pool's pages (cuMemCreate) have no such handles, so this is
-memory beside the pool. Not yet run on hardware (docs/cuda.md).
+A handle can be opened in every process but the one that made it. Whoever has opened it closes it before its owner frees what
+is behind it: NVIDIA's documentation leaves the other order undefined. The pool's pages (cuMemCreate) have no such handles, so
+this is memory beside the pool. Not yet run on hardware (docs/cuda.md).
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ class Collectives(Protocol):
         ...
 
     def comm(self, members: Members) -> Comm:
-        """This worker as one of these, alone too. All of them ask at the same time. Groups share buffers: between collectives of one
-        and of the next, all workers of the wider one meet in its barrier. Where :attr:`capturable`, the same object as before
-        unless one of them has been called out since: graphs hold it."""
+        """This worker as one of these, alone too. All of them ask at the same time. Groups share buffers: between collectives of
+        one and of the next, all workers of the wider one meet in its barrier. Where :attr:`capturable`, the same object as
+        before unless one of them has been called out since: graphs hold it."""
         ...
 
     def close(self) -> None: ...

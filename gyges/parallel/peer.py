@@ -1,35 +1,39 @@
 """Collectives of workers that share GPUs: each reads the others' buffers in GPU memory, in the order of events.
 
-NCCL refuses two ranks on one GPU, and kernels that wait for one another may never run at the same time there. So a rank puts its part
-into its own buffer, records an event behind that, and lets its stream follow the events of its peers before it reads theirs. Every
-worker has two buffers and two events, used by turns (A: even collectives of a group, B: odd ones), and opened by all workers of
-the host once, at the start. The host never waits for the GPU; hosts meet once in every collective, over shared memory, which brings
-deadlines and being called out with it.
+NCCL refuses two ranks on one GPU, and kernels that wait for one another may never run at the same time there. So a rank puts
+its part into its own buffer, records an event behind that, and lets its stream follow the events of its peers before it reads
+theirs. Every worker has two buffers and two events, used by turns (A: even collectives of a group, B: odd ones), and opened
+by all workers of the host once, at the start. The host never waits for the GPU; hosts meet once in every collective, over
+shared memory, which brings deadlines and being called out with it.
 
-    host of rank r      put k, record k       meet k       follow the peers' k, read k       put k+1, record k+1       meet k+1
+    host of rank r      put k, record k      meet k      follow the peers' k, read k      put k+1, record k+1      meet k+1
 
-    stream of rank r    | put A | record A | follow peers' A | read all A | put B | record B | follow peers' B | read all B | put A
-                            k       k               k               k         k+1      k+1            k+1            k+1      k+2
+    stream of rank r    | put A | record A | follow all A | read all A | put B | record B | follow all B | read all B | put A
+                            k       k             k            k          k+1      k+1           k+1          k+1        k+2
 
-Why the hosts meet between record and follow: an event stands for what was recorded last when a stream is told to follow it. After
-meeting k every k has been recorded, and no k+2, since a host that has not followed k has not come to meeting k+1.
+Why the hosts meet between record and follow: an event stands for what was recorded last when a stream is told to follow it.
+After meeting k every k has been recorded, and no k+2, since a host that has not followed k has not come to meeting k+1.
 
-Why a buffer is not overwritten while a peer reads it: r puts k+2 where k was. Before that, its stream has followed each peer's event
-of k+1, which that peer recorded behind its own reading of k:
+Why a buffer is not overwritten while a peer reads it: r puts k+2 where k was. Before that, its stream has followed each
+peer's event of k+1, which that peer recorded behind its own reading of k:
 
     peer      ... read all A (k) | put B | record B (k+1) ...
                                                   \\
-    rank r             ... put B | record B | follow peers' B (k+1) | read all B | put A (k+2)
+    rank r             ... put B | record B | follow all B (k+1) | read all B | put A (k+2)
 
-So everybody follows everybody in every collective, in a gather too, where only rank 0 reads. With one buffer k+1 would be put where k
-is, and nothing orders that behind the peers' reading of k.
+So everybody follows everybody in every collective, in a gather too, where only rank 0 reads. With one buffer k+1 would be put
+where k is, and nothing orders that behind the peers' reading of k. One event would do: followed later than it was recorded
+for, it stands for more than is read. With two, a stream waits for what it reads and no longer.
 
-Another group begins with A again, whatever the group before it used last. So whoever leaves a group for another one meets all who may
-still be reading its buffers: a barrier, which waits for the own stream before the hosts meet. A merge and a split do so among
-the workers of the wide instance. After a failure the survivors read nothing that still counts.
+Another group begins with A again, whatever the group before it used last. So whoever leaves a group for another one meets all
+who may still be reading its buffers: a barrier, which waits for the own stream before the hosts meet. A merge and a split do
+so among the workers of the wide instance. After a failure the survivors read nothing that still counts.
 
-Not capturable in CUDA graphs, since hosts meet in between. Not yet run on hardware; there, what becomes of a stream that follows
-the event of a process that has been killed is to be seen (docs/cuda.md).
+When the stream of a rank has done a collective, so have the peers' streams all that came before it there: what a step has
+written may be read by anybody once one rank has finished it.
+
+Not capturable in CUDA graphs, since hosts meet in between. Not yet run on hardware; there, what becomes of a stream that
+follows the event of a process that has been killed is to be seen (docs/cuda.md).
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ _OPEN, _CLOSED = b"\1", b"\0"
 
 
 class PeerDevice(Protocol):
-    """What collectives do on the device of one worker. Everything but :meth:`finish` is put in the worker's stream and returns at once.
+    """What collectives do on the device of one worker: work is put in the worker's stream, and the call returns at once.
 
     parity: 0 for buffer and event A, 1 for B.   x, results: contiguous tensors on the device.
     """

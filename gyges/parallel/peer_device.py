@@ -1,6 +1,8 @@
 """Peer collectives on a GPU: buffers that other processes open, events between processes, and the sum as one kernel.
 
-    one allocation of a worker    | buffer A | buffer B |     beside the page pool: 2 messages of the largest kind
+Beside the page pool, twice the largest message of device memory:
+
+    one allocation of a worker    | buffer A | buffer B |     opened whole by every peer
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ PAGE, PROMPT = 16384, [5, 6, 7, 300, 9, 41, 2]
 def test_a_worker_on_cuda_pages_and_triton_kernels_gives_transformers_tokens_and_leaks_nothing(
     tmp_path, monkeypatch, graphs
 ):
-    """With graphs, a decode step runs in the static batch of the smallest one that it fits into. Its collectives have nobody to sum
-    with, and use the driver up to the end."""
+    """With graphs, a decode step runs in the static batch of the smallest one that it fits into. Its collectives have nobody to
+    sum with, and use the driver up to the end."""
     folder = make_checkpoint(tmp_path / "model", "llama")
     api = FakeCuda()
     driver, arena = fake_driver(api), SharedArena.create(1, 4096)

@@ -100,7 +100,7 @@ def test_what_is_not_given_back_is_counted_and_a_device_has_only_so_much(sides):
 
 def test_a_handle_is_taken_from_where_the_bindings_keep_it(sides):
     """They show the address of a structure; its fields have come and gone."""
-    ours, theirs = sides
+    ours, _ = sides
     own = ours.allocate(SIZE)
     result, handle = ours.api.cuIpcGetMemHandle(own)
     assert result == CUresult.CUDA_SUCCESS

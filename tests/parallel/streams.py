@@ -1,7 +1,9 @@
-"""Hosts and GPU streams of several workers, one step at a time in an order that a seed decides: for what must hold in every order.
+"""Hosts and GPU streams of several workers, one step at a time in an order that a seed decides: for what must hold in every
+order.
 
-A host is a thread that runs only while it is its turn; a stream is a queue of closures that are run in their order, as late as the
-scheduler likes. Who comes next follows from priorities that change now and then, so that some hosts and streams lag far behind.
+A host is a thread that runs only while it is its turn; a stream is a queue of closures that are run in their order, as late
+as the scheduler likes. Who comes next follows from priorities that change now and then, so that some hosts and streams lag
+far behind.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ _STEP_S = 20.0
 ELEMENTS = 64  # of a buffer
 
 
-class Stuck(AssertionError):
+class Stuck(AssertionError):  # noqa: N818 - reads as what happened
     """Nobody can go on."""
 
 
@@ -62,7 +64,7 @@ class Machine:
     # -- the scheduler ------------------------------------------------------------------------------------------------
 
     def run(self, program: Callable[[int], None]) -> None:
-        """``program(worker)`` on every host, until all have ended and all streams are empty. Raises Stuck, or what a host raised."""
+        """``program(worker)`` on every host, until all have ended and all streams are empty. Raises Stuck or a host's error."""
         threads = [threading.Thread(target=self._live, args=(w, program), daemon=True) for w in range(self.workers)]
         for thread in threads:
             thread.start()

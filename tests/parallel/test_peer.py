@@ -1,4 +1,4 @@
-"""Peer collectives between processes, on GPUs made of host memory: the contract of gyges.parallel.comm, and what is left behind."""
+"""Peer collectives between processes, on GPUs made of host memory: the contract of Comm, and what is left behind."""
 
 import multiprocessing
 import os
@@ -210,7 +210,9 @@ def test_what_a_kernel_still_reads_is_waited_for_before_it_is_closed(both, apis)
 def test_gpus_that_cannot_read_each_other_name_the_remedy(arena, apis, call, words):
     apis[0].fail(call, CUresult.CUDA_ERROR_PEER_ACCESS_UNSUPPORTED)
     other = Side(make(arena, 1, apis[1], timeout_s=5.0).prepare, [])
-    with pytest.raises(UserError, match=rf"{words}.* \({call}.*: CUDA_ERROR_PEER_ACCESS_UNSUPPORTED.*--collectives staged"):
+    with pytest.raises(
+        UserError, match=rf"{words}.* \({call}.*: CUDA_ERROR_PEER_ACCESS_UNSUPPORTED.*--collectives staged"
+    ):
         make(arena, 0, apis[0]).prepare([])
     if "Open" in call:
         other.result()

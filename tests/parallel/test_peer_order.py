@@ -1,4 +1,4 @@
-"""Peer collectives are right in whatever order hosts and GPU streams get on; and with any of their waits left out they are not."""
+"""Peer collectives are right in whatever order hosts and GPU streams get on; and with any of their waits left out, wrong."""
 
 import random
 from dataclasses import dataclass
@@ -24,7 +24,9 @@ class Phase:
         return len(self.groups) == 1
 
 
-CALLS = st.lists(st.tuples(st.sampled_from(["sum", "sum", "sum", "gather", "gather", "barrier"]), st.integers(1, 3)), max_size=6)
+CALLS = st.lists(
+    st.tuples(st.sampled_from(["sum", "sum", "sum", "gather", "gather", "barrier"]), st.integers(1, 3)), max_size=6
+)
 
 
 @st.composite
@@ -46,7 +48,13 @@ def part(worker: int, call: int, rows: int, columns: int) -> torch.Tensor:
 
 
 def run(
-    workers: int, phases: list[Phase], seed: int, device=QueuedDevice, comm=PeerComm, meeting=Meeting, leave: bool = True
+    workers: int,
+    phases: list[Phase],
+    seed: int,
+    device=QueuedDevice,
+    comm=PeerComm,
+    meeting=Meeting,
+    leave: bool = True,
 ) -> None:
     """Raises AssertionError where a rank got anything but what is right, or nobody can go on. ``leave``: a wide group by its
     barrier, as the runner does."""
@@ -199,4 +207,4 @@ def test_with_any_of_it_left_out_some_order_gives_wrong_results(left_out):
 
 
 def test_a_buffer_holds_the_largest_part_that_is_drawn():
-    assert 3 * 5 <= ELEMENTS
+    assert ELEMENTS >= 3 * 5
