@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gyges.memory.cuda_ipc import HANDLE_BYTES
 from gyges.parallel.collectives import Members, Wanted
-from gyges.parallel.comm import CollectiveAborted, Comm, SoloComm
+from gyges.parallel.comm import Comm, SoloComm
 from gyges.parallel.shm import ShmComm
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ class PeerCollectives:
             device = CudaPeerDevice(wanted)
         self._wanted, self._arena, self._worker = wanted, wanted.arena, wanted.worker
         self._device = device
-        self._epoch = self._arena.epoch(self._worker)
         self._prepared = self._closed = False
 
     def prepare(self, groups: Iterable[Members]) -> None:
@@ -139,14 +138,9 @@ class PeerCollectives:
 
     def comm(self, members: Members) -> Comm:
         assert self._prepared, "the workers have not exchanged handles: prepare() comes first"
-        self._epoch = self._arena.epoch(self._worker)
         if len(members) == 1:
             return SoloComm()
         return PeerComm(self._device, ShmComm(self._arena, members, self._worker, self._wanted.timeout_s))
-
-    def check(self) -> None:
-        if self._arena.epoch(self._worker) != self._epoch:
-            raise CollectiveAborted(f"worker {self._worker} was called out of its instance")
 
     def close(self) -> None:
         """Idempotent. Where a peer does not close, or the GPU is broken, memory goes when the process does."""

@@ -135,15 +135,10 @@ def test_a_part_that_exceeds_the_buffer_is_said_before_it_is_written(both):
 def test_a_worker_is_called_out_before_it_follows_an_event_that_may_never_happen(both, arena, apis):
     comm = both[0].comm((0, 1))
     waiting = Side(comm.all_reduce, torch.ones(3))
-    both[0].check()
     arena.abort(0)
     with pytest.raises(CollectiveAborted):
         waiting.result()
     assert "cuStreamWaitEvent" not in apis[0].calls
-    with pytest.raises(CollectiveAborted, match="worker 0 was called out"):
-        both[0].check()
-    both[0].comm((0,))
-    both[0].check()
 
 
 def test_a_peer_that_does_not_come_ends_in_a_timeout(arena, apis, both):
