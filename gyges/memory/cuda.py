@@ -93,10 +93,11 @@ class CudaPeerMemory:
         return tensor_at(self.address, torch.uint8, (self._length,), self._driver.dlpack_device)
 
     def close(self) -> None:
-        """Waits for what this process still reads. Idempotent."""
+        """Waits for what this process still reads. Idempotent. Of a broken context it says nothing: somebody else has."""
         if self._length:
             length, self._length = self._length, 0
-            self._driver.wait()
+            if self._driver.broken():
+                return
             if self._mapped:
                 self._driver.unmap(self.address, self._mapped * self.page_bytes)
             self._driver.free_addresses(self.address, length)
@@ -190,7 +191,7 @@ class CudaPagePool(BookedPool):
         self._table.close()
         while self._exported:
             os.close(self._exported.pop())
-        if self._handles and self._broken():
+        if self._handles and self.driver.broken():
             # A kernel faulted: every call fails from now on, and would hide why. The memory goes when the process does.
             self._ranges, self._handles = [], []
             return
@@ -198,13 +199,6 @@ class CudaPagePool(BookedPool):
         while self._handles:
             self.driver.release(self._handles.pop())
         self.driver.close()
-
-    def _broken(self) -> bool:
-        try:
-            self.driver.wait()
-        except CudaError:
-            return True
-        return False
 
 
 def allow_descriptors(more: int) -> None:

@@ -191,6 +191,14 @@ class CudaDriver(IpcCalls):
         else:
             self._call("cuStreamSynchronize", stream)
 
+    def broken(self) -> bool:
+        """Whether every call fails from now on, since a kernel faulted; waits for all work of this process on the device."""
+        try:
+            self.wait()
+        except CudaError:
+            return True
+        return False
+
     def copy(self, destination: int, source: int, size: int, stream: Any) -> None:
         """Device to device (a peer's mapped pages too), in the order of the stream."""
         about = f"{format_bytes(size)} from {source:#x} to {destination:#x}"

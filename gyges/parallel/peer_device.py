@@ -114,11 +114,7 @@ class CudaPeerDevice:
         self._driver.wait(self._stream)
 
     def broken(self) -> bool:
-        try:
-            self._driver.wait()
-        except CudaError:
-            return True
-        return False
+        return self._driver.broken()
 
     def leave(self) -> None:
         self._views.clear()

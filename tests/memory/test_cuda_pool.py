@@ -244,6 +244,9 @@ def test_the_limit_of_open_files_is_raised_as_far_as_needed(api, monkeypatch):
 def test_a_broken_context_does_not_hide_what_broke_it(api):
     pool = make_pool(api, 2)
     pool.map(pool.reserve("kv", 2), [0])
+    peer = CudaPeerMemory(pool.export(), 2, PAGE, driver=pool.driver)
+    api.fail("cuCtxSynchronize", CUresult.CUDA_ERROR_ILLEGAL_ADDRESS)
+    peer.close()
     api.fail("cuCtxSynchronize", CUresult.CUDA_ERROR_ILLEGAL_ADDRESS)
     pool.close()  # the process ends next, and the memory with it
 
