@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+_TESTS = str(Path(__file__).resolve().parents[1])
 _PLUG = '''
 import sys
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 
 
@@ -34,8 +35,10 @@ sys.meta_path.insert(0, _Watch())
 
 
 def plug_workers(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, code: str) -> None:
-    """Workers that are started from now on run ``plug(module)``, defined in ``code``, when they import that module."""
+    """Workers that are started from now on run ``plug(module)``, defined in ``code``, when they import that module.
+
+    The code may import what is under tests/."""
     folder.mkdir(parents=True, exist_ok=True)
     text = f"MODULE = {module!r}\n{_PLUG}\n{textwrap.dedent(code)}"
     (folder / "sitecustomize.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), _TESTS, os.environ.get("PYTHONPATH")])))

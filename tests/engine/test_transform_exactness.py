@@ -1,11 +1,11 @@
 """Token for token as if nothing had been transformed: random merges and splits at random moments, every toggle."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint, reference_generate
+from engine.plugging import plug_workers
 from engine.transforming import Running, requests, result
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -103,13 +103,19 @@ def physical_bytes(engine: Engine) -> list[int]:
     return sizes
 
 
+LATE = """
+def plug(memory):
+    from transform.late_memory import LateMemory
+
+    memory.CpuMemory = LateMemory
+"""
+
+
 @pytest.fixture
-def copies(request, monkeypatch) -> str:
+def copies(request, monkeypatch, tmp_path) -> str:
     """Late ones overlap with the workers' steps, and take as long as they may (tests/transform/late_memory.py)."""
     if request.param == "late":
-        tests = Path(__file__).parents[1]
-        folders = [str(tests / "engine" / "late_workers"), str(tests), os.environ.get("PYTHONPATH", "")]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+        plug_workers(monkeypatch, tmp_path, "gyges.transform.memory", LATE)
     return request.param
 
 
