@@ -66,10 +66,9 @@ ONLY = """
     def forward(self, batch):
         before = len(used)
         logits = own(self, batch)
-        part = batch.parts[0]
         # One token of a prompt, where the step has no more left, is not sampled.
         sampled = batch.sample_rows is not None and len(batch.sample_rows) == len(batch.tokens)
-        alone = self.joint is None and not part.chunks and sampled
+        alone = self.joint is None and not batch.parts[0].chunks and sampled
         assert len(used) > before or not alone, f"members {self.members} have no graph"
         assert len(used) == before or used[-1] == self.layout, "the graph of another rank or degree"
         return logits
