@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test lint install clean
+.PHONY: bench test test-processes test-rest lint install clean
 
 # The stamp is newer than pyproject.toml exactly when the environment matches it.
 $(VENV)/.installed: pyproject.toml
@@ -24,8 +24,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Both at once: tests that start processes wait for much of their time, and the others need one core.
 test: lint
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-processes test-rest
+
+test-processes: install
+	$(BIN)/python -m pytest -m engine
+
+test-rest: install
+	$(BIN)/python -m pytest -m "not engine"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,6 +37,7 @@ def sweep(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.engine
 def test_two_processes_come_to_what_one_comes_to_and_the_folders_are_those_of_runs(sweep, tmp_path, capfd, monkeypatch):
     arguments = ("--jobs", "2", "--out", tmp_path / "two")
     two = gyges(capfd, monkeypatch, "sim", "sweep", *TRACE, "--set", "policy=static,static:tp2", *arguments, "--json")

@@ -8,6 +8,8 @@ import pytest
 from gyges.errors import EngineError, UserError
 from gyges.sim.executors import LocalExecutor, RayExecutor
 
+pytestmark = pytest.mark.engine
+
 
 def echo(arguments):
     return "", {"pid": str(os.getpid()).encode(), "arguments": " ".join(arguments).encode()}
