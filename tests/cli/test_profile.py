@@ -85,7 +85,8 @@ def test_of_several_profiles_the_mean_counts(bundle, run, tmp_path, capfd, monke
 
     done = []
     assert simulated(bundle) == simulated(bundle, bundle)
-    assert simulated(bundle, slower) == pytest.approx(2 * simulated(bundle), rel=0.2)  # batches form a little otherwise
+    # Not twice as long: where steps take longer, more requests are served at a time.
+    assert simulated(bundle) < simulated(bundle, slower) < simulated(slower)
 
 
 def test_a_run_that_merges_is_scored_by_its_pauses(bundle, tmp_path, capfd, monkeypatch):
