@@ -29,7 +29,7 @@ from gyges.models.source import SourceSpec
 from gyges.models.weights import load_ffn, load_weights, view_ffn, view_weights
 from gyges.parallel.arena import SharedArena
 from gyges.parallel.collectives import COLLECTIVES, Collectives, Members, Wanted
-from gyges.parallel.comm import Comm, SoloComm
+from gyges.parallel.comm import SOLO, Comm
 from gyges.parallel.sharding import ParallelLayout
 from gyges.sampling import sample
 from gyges.transform.ahead import likely_instances
@@ -140,7 +140,7 @@ class ModelRunner:
         self.backend.finish()
 
     def _communicator(self, members: tuple[int, ...]) -> Comm:
-        return SoloComm() if self.collectives is None else self.collectives.comm(members)
+        return SOLO if self.collectives is None else self.collectives.comm(members)
 
     def _place(self, side: KVSide) -> Place:
         where = self.device.ranges[side.range]
@@ -215,7 +215,7 @@ class ModelRunner:
     def _forward(self, batch: StepBatch) -> torch.Tensor | None:
         graphs = self.graphs.get(self.members) if self.joint is None else None
         # After a failure a group is another one, and what was recorded with the old one is of no use.
-        if graphs and (graphs.comm is self.comm or self.comm.size == 1) and graphs.takes(batch):
+        if graphs and graphs.comm is self.comm and graphs.takes(batch):
             return graphs.forward(batch)
         return self.decoder.forward(self.weights, batch, self.layout, self.comm)
 

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gyges.parallel.arena import SharedArena
-from gyges.parallel.comm import Comm, SoloComm
+from gyges.parallel.comm import SOLO, Comm
 from gyges.registry import Registry
 
 if TYPE_CHECKING:
     import torch
+
+    from gyges.parallel.arena import SharedArena
 
 Members = tuple[int, ...]  # workers in rank order
 
@@ -86,7 +87,7 @@ class ByHost:
         from gyges.parallel.shm import ShmComm
 
         if len(members) == 1:
-            return SoloComm()
+            return SOLO
         shm = ShmComm(self._wanted.arena, members, self._wanted.worker, self._wanted.timeout_s)
         return shm if self._wrap is None else self._wrap(shm)
 

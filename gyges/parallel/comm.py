@@ -1,8 +1,8 @@
 """The contract of collectives inside an instance, and the trivial group of one.
 
-Who calls it: the model, from the worker's main thread, in the same order on every rank of the group. A group is any tuple
-of worker indices; making one exchanges nothing, so the layout may change between two steps. Every wait has a deadline:
-a peer that does not come raises :class:`CollectiveTimeout`.
+Who calls it: the model, from the worker's main thread, in the same order on every rank of the group. A group is any tuple of
+worker indices, and another one between two steps (gyges.parallel.collectives gives them). Every wait has a deadline: a peer that
+does not come raises :class:`CollectiveTimeout`.
 """
 
 from __future__ import annotations
@@ -56,3 +56,6 @@ class SoloComm:
 
     def barrier(self) -> None:
         return
+
+
+SOLO = SoloComm()  # it has no state: one is enough

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gyges.memory.cuda_ipc import HANDLE_BYTES
 from gyges.parallel.collectives import Members, Wanted
-from gyges.parallel.comm import Comm, SoloComm
+from gyges.parallel.comm import SOLO, Comm
 from gyges.parallel.shm import ShmComm
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class PeerCollectives:
     def comm(self, members: Members) -> Comm:
         assert self._prepared, "the workers have not exchanged handles: prepare() comes first"
         if len(members) == 1:
-            return SoloComm()
+            return SOLO
         return PeerComm(self._device, ShmComm(self._arena, members, self._worker, self._wanted.timeout_s))
 
     def close(self) -> None:

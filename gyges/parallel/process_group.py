@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gyges.errors import UserError
 from gyges.parallel.collectives import Members, Wanted
-from gyges.parallel.comm import CollectiveAborted, CollectiveTimeout, Comm, SoloComm
+from gyges.parallel.comm import SOLO, CollectiveAborted, CollectiveTimeout, Comm
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class ProcessGroups:
     def comm(self, members: Members) -> Comm:
         self._epoch = self.arena.epoch(self.worker)
         if len(members) == 1:
-            return SoloComm()
+            return SOLO
         ranks = tuple(sorted(members))
         key = ",".join(f"{worker}:{self.arena.epoch(worker)}" for worker in ranks)
         if key not in self._groups:

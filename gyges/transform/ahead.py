@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from gyges.parallel.collectives import Members
 from gyges.parallel.sharding import ShardCount
@@ -18,12 +20,19 @@ def likely_instances(
         4 workers, TP1, TP2, TP4:   0 1 2 3 | 01 23 0123 | 02 13 0213     a level is taken whole or not at all
     """
     known = dict.fromkeys(sorted({*start, *(((w,) for w in range(workers)) if 1 in degrees else ())}))
+    counts = Counter(worker for members in known for worker in members)
     while True:
-        found = {*_merged(list(known), workers, degrees, shards), *_split(known, degrees, shards)} - known.keys()
-        wider = dict.fromkeys([*known, *sorted(found, key=lambda members: (len(members), members))])
-        if not found or max(sum(w in members for members in wider) for w in range(workers)) > most:
+        found: set[Members] = set()
+        for members in chain(_merged(list(known), workers, degrees, shards), _split(known, degrees, shards)):
+            if members in known or members in found:
+                continue
+            counts.update(members)
+            if max(counts[worker] for worker in members) > most:
+                return list(known)  # a large host has far too many to look at all of them
+            found.add(members)
+        if not found:
             return list(known)
-        known = wider
+        known |= dict.fromkeys(sorted(found, key=lambda members: (len(members), members)))
 
 
 def _merged(known: Sequence[Members], workers: int, degrees: Sequence[int], shards: ShardCount) -> Iterator[Members]:

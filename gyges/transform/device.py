@@ -250,7 +250,7 @@ class Device:
         assert (pages >= 0).all(), (
             f"worker {batch.worker} does not hold what worker {self.worker} wants of {batch.src_range}"
         )
-        self.memory.copy(target, peer, batch.dst, pages * page + inside, batch.lengths, batch.loops)
+        self.memory.copy(target, peer, pages * page + inside, batch)
         took = time.perf_counter() - began
         local = batch.worker == self.worker
         self.spent.count(batch, part, local=local)

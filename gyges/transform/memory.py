@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gyges.memory.base import AddressRange, PagePool, PeerMemory
-from gyges.transform.copies import Loop
+from gyges.transform.copies import CopyBatch, Loop
 
 if TYPE_CHECKING:
     from gyges.memory.cuda_driver import CudaDriver
@@ -27,17 +27,9 @@ class DeviceMemory(Protocol):
 
     def peer(self, descriptors: tuple[int, ...], capacity: int, page_bytes: int) -> PeerMemory: ...
 
-    def copy(
-        self,
-        target: AddressRange,
-        peer: PeerMemory,
-        dst_at: np.ndarray,
-        src_at: np.ndarray,
-        lengths: np.ndarray,
-        loops: tuple[Loop, ...],
-    ) -> None:
-        """Runs of a peer's pages to mapped addresses of ``target``: int64 [n] bytes, ``dst_at`` from the start of the range,
-        ``src_at`` from the peer's page 0; ``loops`` as in gyges.kernels.copy."""
+    def copy(self, target: AddressRange, peer: PeerMemory, src_at: np.ndarray, batch: CopyBatch) -> None:
+        """Runs of a peer's pages to mapped addresses of ``target``. ``src_at``: where they start, int64 [n] bytes from the peer's
+        page 0, instead of ``batch.src``."""
         ...
 
     def join(self) -> None:
@@ -63,18 +55,10 @@ class CpuMemory:
 
         return CpuPeerMemory(descriptors, capacity, page_bytes)
 
-    def copy(
-        self,
-        target: AddressRange,
-        peer: PeerMemory,
-        dst_at: np.ndarray,
-        src_at: np.ndarray,
-        lengths: np.ndarray,
-        loops: tuple[Loop, ...],
-    ) -> None:
+    def copy(self, target: AddressRange, peer: PeerMemory, src_at: np.ndarray, batch: CopyBatch) -> None:
         from gyges.kernels.copy import copy_runs
 
-        copy_runs(target.address, peer.address, dst_at, src_at, lengths, loops)
+        copy_runs(target.address, peer.address, batch.dst, src_at, batch.lengths, batch.loops)
 
     def join(self) -> None:
         return None
@@ -105,54 +89,31 @@ class CudaMemory:
 
         return CudaPeerMemory(descriptors, capacity, page_bytes, driver=self.driver)
 
-    def copy(
-        self,
-        target: AddressRange,
-        peer: PeerMemory,
-        dst_at: np.ndarray,
-        src_at: np.ndarray,
-        lengths: np.ndarray,
-        loops: tuple[Loop, ...],
-    ) -> None:
+    def copy(self, target: AddressRange, peer: PeerMemory, src_at: np.ndarray, batch: CopyBatch) -> None:
         began = self.driver.record(self.stream)
         launch = self._by_kernel if self.kernel else self._by_driver
-        launch(target, peer, dst_at, src_at, lengths, loops)
+        launch(target, peer, src_at, batch)
         self._timed.append((began, self.driver.record(self.stream)))
 
-    def _by_driver(
-        self,
-        target: AddressRange,
-        peer: PeerMemory,
-        dst_at: np.ndarray,
-        src_at: np.ndarray,
-        lengths: np.ndarray,
-        loops: tuple[Loop, ...],
-    ) -> None:
-        for loop in loops:
+    def _by_driver(self, target: AddressRange, peer: PeerMemory, src_at: np.ndarray, batch: CopyBatch) -> None:
+        dst_at, lengths = batch.dst, batch.lengths
+        for loop in batch.loops:
             dst_at, src_at, lengths = _repeat(loop, dst_at, src_at, lengths)
         for to, start, size in zip(dst_at.tolist(), src_at.tolist(), lengths.tolist(), strict=True):
             self.driver.copy(target.address + to, peer.address + start, size, self.stream)
 
-    def _by_kernel(
-        self,
-        target: AddressRange,
-        peer: PeerMemory,
-        dst_at: np.ndarray,
-        src_at: np.ndarray,
-        lengths: np.ndarray,
-        loops: tuple[Loop, ...],
-    ) -> None:
+    def _by_kernel(self, target: AddressRange, peer: PeerMemory, src_at: np.ndarray, batch: CopyBatch) -> None:
         import torch
 
         from gyges.kernels.triton.copy import copy_runs
 
-        if not len(dst_at):
+        if not len(batch.dst):
             return
         # The tensor begins where something is mapped: a launcher may refuse addresses that the driver knows nothing about.
-        first = int(dst_at.min())
+        first = int(batch.dst.min())
         into = target.tensor(torch.uint8, (target.length - first,), first)
         with self._on_stream(into.device.type):
-            copy_runs(into, peer.tensor(), dst_at - first, src_at, lengths, loops)
+            copy_runs(into, peer.tensor(), batch.dst - first, src_at, batch.lengths, batch.loops)
 
     def _on_stream(self, device_type: str) -> Any:
         """What is launched inside goes to this memory's stream; elsewhere than on a GPU there are none."""

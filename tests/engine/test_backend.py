@@ -22,7 +22,7 @@ from gyges.kernels.sets import make_kernels
 from gyges.kernels.triton import interpreting, why_not
 from gyges.models.hub import resolve_model
 from gyges.parallel.arena import SharedArena
-from gyges.parallel.comm import SoloComm
+from gyges.parallel.comm import SOLO
 from gyges.parallel.shm import ShmComm
 from gyges.parallel.staged import StagedComm
 from gyges.transform.memory import CudaMemory
@@ -137,7 +137,7 @@ def test_staged_collectives_are_those_of_the_host_and_their_results_stay():
             assert [x.unique().tolist() for x in (first, second, third)] == [[3.0], [30.0], [300.0]]
             assert (gathered is None) == (worker == 1)
         assert found[0][3].tolist() == [[0.0, 1.0, 1.0]] * 2
-        assert StagedComm(SoloComm(), HOST).size == 1
+        assert StagedComm(SOLO, HOST).size == 1
     finally:
         found.clear()
         arena.close()

@@ -16,7 +16,7 @@ from gyges.models.decoder import AttentionPart, Decoder, PrefillChunk, StepBatch
 from gyges.models.resident import resident_shapes
 from gyges.models.source import TensorSource
 from gyges.models.weights import load_weights, view_ffn, view_weights
-from gyges.parallel.comm import SoloComm
+from gyges.parallel.comm import SOLO
 from gyges.parallel.sharding import ParallelLayout, ShardCount
 from gyges.parallel.weight_layout import FFNLayout, ResidentLayout
 
@@ -82,7 +82,7 @@ class LocalModel:
         self.kv_bytes_per_token = geometry.kv_bytes_per_token
         cache = PlainRange("kv", kv.range_pages, page_bytes, device)
         self.kv = KVView.over(cache, kv, self.layout.kv_shards, dtype, kernels)
-        self.comm = SoloComm()
+        self.comm = SOLO
 
     def batch(
         self,

@@ -36,7 +36,7 @@ from gyges.engine.process import receive_descriptors, send_descriptors
 from gyges.kernels import copy as copy_kernel
 from gyges.memory.cpu import CpuPagePool, CpuPeerMemory
 from gyges.parallel.arena import SharedArena
-from gyges.parallel.comm import Comm, SoloComm
+from gyges.parallel.comm import SOLO, Comm
 from gyges.parallel.sharding import ParallelLayout
 from gyges.parallel.shm import ShmComm
 from gyges.transform.device import Device
@@ -109,7 +109,7 @@ class BenchWorker:
         """``at_once_pages``: what would be mapped if all KV blocks were copied before any is given up, not in rounds."""
         device = self.device
         assert device is not None, "Prepare comes first"
-        comm: Comm = SoloComm()
+        comm: Comm = SOLO
         stages = {"weights_stage_s": 0.0, "kv_stage_s": 0.0}
         stage = ""
         pages_before_kv = kv_pages = 0
@@ -124,7 +124,7 @@ class BenchWorker:
             if isinstance(op, Join):
                 comm = self._joined(op, device)
             elif isinstance(op, Settle):
-                comm = SoloComm()
+                comm = SOLO
             if isinstance(op, Transfer):
                 kv_pages += device.spent.mapped_pages - mapped
             stage = stage if isinstance(op, Barrier) else _STAGES.get(type(op), "")
@@ -151,7 +151,7 @@ class BenchWorker:
         return {"wrong_blocks": wrong, "wrong_units": content.wrong_ffn(device)}
 
     def _comm(self, members: tuple[int, ...]) -> Comm:
-        return ShmComm(self.arena, members, self.worker, BARRIER_TIMEOUT_S) if len(members) > 1 else SoloComm()
+        return ShmComm(self.arena, members, self.worker, BARRIER_TIMEOUT_S) if len(members) > 1 else SOLO
 
     @property
     def pool(self) -> CpuPagePool:
