@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from memory.backends import fake_driver
 from memory.fake_driver import FakeCuda
-from transform.content import DeviceRig, World, ffn_span, kv_elements, kv_stamps, make_host
+from transform.content import ffn_span, kv_elements, kv_stamps, make_host
 from transform.late_memory import LateMemory
+from transform.rigs import DeviceRig
+from transform.world import World
 
 from gyges.transform.interpreter import Effect
 from gyges.transform.memory import CpuMemory, CudaMemory

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from memory.backends import fake_driver, needs_interpreter
 from memory.fake_driver import FakeCuda
-from transform.content import DeviceRig, World, make_host
+from transform.content import make_host
 from transform.late_memory import LateMemory
+from transform.rigs import DeviceRig
+from transform.world import World
 
 from gyges.kv_cache.layouts import LAYOUTS
 from gyges.parallel.sharding import ParallelLayout

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from transform.content import World, make_host
+from transform.content import make_host
+from transform.world import World
 
 from gyges.kv_cache.layouts import LAYOUTS
 from gyges.transform.ops import Barrier, Settle
