@@ -5,26 +5,15 @@ import signal
 
 import pytest
 from engine.plugging import plug_workers
-from engine.transforming import Running, requests, result, static_tokens
+from engine.transforming import FOUR, Running, prompts, requests, result, static_tokens
 
-from gyges import Engine, EngineConfig
+from gyges import Engine
 from gyges.errors import UserError
 
 pytestmark = pytest.mark.engine
 
-CONFIG = EngineConfig(
-    model="tiny",
-    collectives="gloo",
-    instances=(1, 1, 1, 1),
-    tp_degrees=(1, 2, 4),
-    device_memory=16 << 20,
-    threads=1,
-    max_batch_tokens=64,
-    pages_per_step=32,
-    step_timeout=4.0,
-    transform_timeout=6.0,
-)
-PROMPTS = [[(13 * i + 5 * j * j + j) % 2000 + 3 for j in range(n)] for i, n in enumerate((40, 150, 9, 300))]
+CONFIG = FOUR.with_(collectives="gloo", step_timeout=4.0, transform_timeout=6.0)
+PROMPTS = prompts(40, 150, 9, 300)
 COUNTS = [90, 60, 120, 40]
 
 

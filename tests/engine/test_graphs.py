@@ -8,24 +8,14 @@ import signal
 
 import pytest
 from engine.plugging import plug_workers
-from engine.transforming import Running, requests, result, static_tokens
+from engine.transforming import FOUR, Running, prompts, requests, result, static_tokens
 
-from gyges import Engine, EngineConfig
+from gyges import Engine
 
 pytestmark = pytest.mark.engine
 
-CONFIG = EngineConfig(
-    model="tiny",
-    collectives="gloo",
-    instances=(1, 1, 1, 1),
-    tp_degrees=(1, 2, 4),
-    device_memory=16 << 20,
-    threads=1,
-    max_seqs=5,
-    max_batch_tokens=64,
-    pages_per_step=32,
-)
-PROMPTS = [[(13 * i + 5 * j * j + j) % 2000 + 3 for j in range(n)] for i, n in enumerate((40, 150, 9, 75))]
+CONFIG = FOUR.with_(collectives="gloo", max_seqs=5)
+PROMPTS = prompts(40, 150, 9, 75)
 COUNTS = [90, 60, 110, 70]
 
 # A worker ends with an error where a step of single tokens is computed without a graph, or a graph is made after the start.

@@ -6,23 +6,14 @@ from pathlib import Path
 
 import pytest
 from engine.plugging import plug_workers
-from engine.transforming import Running, requests, result, static_tokens
+from engine.transforming import FOUR, Running, prompts, requests, result, static_tokens
 from memory.backends import needs_interpreter
 
-from gyges import Engine, EngineConfig
+from gyges import Engine
 
 pytestmark = [pytest.mark.engine, needs_interpreter]
 
-CONFIG = EngineConfig(
-    model="tiny",
-    instances=(1, 1, 1, 1),
-    tp_degrees=(1, 2, 4),
-    device_memory=16 << 20,
-    threads=1,
-    max_batch_tokens=64,
-    pages_per_step=32,
-)
-PROMPTS = [[(13 * i + 5 * j * j + j) % 2000 + 3 for j in range(n)] for i, n in enumerate((40, 150, 9, 75))]
+PROMPTS = prompts(40, 150, 9, 75)
 COUNTS = [40, 30, 44, 36]
 
 # Workers whose sums go by peer memory. One ends with an error where it begins in a group before it has met, in a barrier, all who
@@ -60,7 +51,7 @@ def plug(runner):
 
 @pytest.fixture(scope="module")
 def expected():
-    return static_tokens(CONFIG, requests(PROMPTS, COUNTS))
+    return static_tokens(FOUR, requests(PROMPTS, COUNTS))
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +62,7 @@ def peers(monkeypatch, tmp_path, expected):
 
 
 def test_merges_and_splits_give_the_same_tokens(expected):
-    with Engine(CONFIG) as engine:
+    with Engine(FOUR) as engine:
         running = Running(engine)
         running.submit(*requests(PROMPTS, COUNTS))
         for seen, change in (
@@ -88,7 +79,7 @@ def test_merges_and_splits_give_the_same_tokens(expected):
 
 
 def test_the_survivors_of_a_lost_peer_begin_anew(expected):
-    with Engine(CONFIG.with_(step_timeout=8.0)) as engine:
+    with Engine(FOUR.with_(step_timeout=8.0)) as engine:
         assert result(engine.merge((0, 1, 2, 3))).after == (4,)
         running = Running(engine)
         running.submit(*requests(PROMPTS, COUNTS))

@@ -11,6 +11,20 @@ from gyges import Engine, EngineConfig, Request, SamplingParams
 from gyges.core import RequestOutput
 
 WAIT_S = 60
+# A host of four that may take any degree, with batches so small that prompts take several steps.
+FOUR = EngineConfig(
+    model="tiny",
+    instances=(1, 1, 1, 1),
+    tp_degrees=(1, 2, 4),
+    device_memory=16 << 20,
+    threads=1,
+    max_batch_tokens=64,
+    pages_per_step=32,
+)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    return [[(13 * i + 5 * j * j + j) % 2000 + 3 for j in range(n)] for i, n in enumerate(lengths)]
 
 
 class Running:

@@ -1,6 +1,5 @@
 """Peer collectives between processes, on GPUs made of host memory: the contract of Comm, and what is left behind."""
 
-import multiprocessing
 import os
 import threading
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from memory.backends import fake_driver, needs_interpreter
 from memory.fake_driver import CUresult, FakeCuda
+from parallel.processes import run_workers
 
 from gyges.config import EngineConfig
 from gyges.errors import UserError
@@ -67,19 +67,10 @@ def worker_main(worker: int, arena_path: str) -> None:
 
 @needs_interpreter
 def test_every_rank_gets_the_sum_in_any_group_and_nothing_is_left_behind():
-    context = multiprocessing.get_context("spawn")
     arena = SharedArena.create(WORKERS, BUFFER)
-    path = f"/proc/{os.getpid()}/fd/{arena.fd}"
-    processes = [context.Process(target=worker_main, args=(worker, path), daemon=True) for worker in range(WORKERS)]
     try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(90)
-        assert [process.exitcode for process in processes] == [0] * WORKERS
+        run_workers(worker_main, WORKERS, f"/proc/{os.getpid()}/fd/{arena.fd}")
     finally:
-        for process in processes:
-            process.kill()
         arena.close()
 
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from parallel.processes import run_workers
 
 from gyges.parallel import process_group
 from gyges.parallel.arena import SharedArena
@@ -54,22 +55,11 @@ def worker_main(worker: int, arena_path: str, store_path: str, outcome) -> None:
 
 
 def test_every_rank_gets_the_sum_in_any_group_and_the_survivors_of_a_lost_peer_go_on():
-    context = multiprocessing.get_context("spawn")
     arena, store = SharedArena.create(WORKERS, 4096), os.memfd_create("store")
-    ours, theirs = context.Pipe(duplex=False)
-    paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in (arena.fd, store)]
-    processes = [
-        context.Process(target=worker_main, args=(worker, *paths, theirs), daemon=True) for worker in range(WORKERS)
-    ]
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(90)
-        assert [process.exitcode for process in processes] == [0] * WORKERS
+        run_workers(worker_main, WORKERS, *(f"/proc/{os.getpid()}/fd/{fd}" for fd in (arena.fd, store)), theirs)
         assert sorted(ours.recv() for _ in range(2) if ours.poll(1)) == [0, 1]
     finally:
-        for process in processes:
-            process.kill()
         arena.close()
         os.close(store)
