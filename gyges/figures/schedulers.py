@@ -25,7 +25,7 @@ CONTENDERS = (
     Contender("LLF", "gyges", "llf"),
     Contender("static, TP4 + 4 x TP1", "gyges", "static:tp4+tp1+tp1+tp1+tp1"),
 )
-LOADS, QUICK_LOADS = (1, 2, 4, 6, 8), (1, 4)
+LOADS, QUICK_LOADS = (1, 2, 3, 4, 6, 8), (1, 4)
 DEAR, QUICK_DEAR, DEAR_LOAD = (
     (30.0, 100.0),
     (30.0,),
