@@ -80,6 +80,8 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     """Each figure as NAME.png (150 dpi) and NAME.svg in ``folder``, atomically; without any, makes no folder."""
     if not figures:
         return []
+    from matplotlib import rc_context
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +93,9 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
         figure.set_layout_engine("none")
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            # The same figures make the same bytes: no date, and names inside that are not drawn at random.
+            with rc_context({"svg.hashsalt": name}):
+                figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
             write_bytes(folder / f"{name}.{suffix}", buffer.getvalue())
             written.append(folder / f"{name}.{suffix}")
     return written

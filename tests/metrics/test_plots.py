@@ -25,6 +25,11 @@ def test_every_plot_is_there_as_png_and_svg(written):
         assert path.stat().st_size > 5000
 
 
+def test_the_same_records_make_the_same_bytes(written, tmp_path):
+    again = write_plots(tmp_path / "plots", *busy_run(requests=60), slo=Slo(ttft_s=1.0), label="test")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
+
+
 def test_the_device_map_tells_what_broke_and_who_has_no_instance():
     seen = [sample(0, "i0", (0, 1)), sample(2, "i1", (0,)), sample(2, "none", (1,), tp=0, running=0, total=0)]
     events = [
